@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Generic, Protocol, TypeVar
+
+from .table import Table, Watch
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_CHUNK: Final = 4096
+"""Rows given to a target at once: enough for its batching to pay, few enough to stay responsive."""
+
+
+class Target(Protocol[K, V]):
+    """
+    A place in the world that holds rows: a BPF map, a route table, an etcd prefix.
+
+    Every method may raise OSError when the place as a whole cannot be reached; the reconciler
+    tries again later.
+    """
+
+    async def actual(self) -> Mapping[K, V]:
+        """The rows that are there now and that are ours to change."""
+
+    async def apply(self, puts: Mapping[K, V], deletes: Collection[K]) -> Mapping[K, OSError]:
+        """
+        Make the rows be there, or gone, and return what failed, by key.
+
+        Idempotent: rows are given again after a failure, and an absent row may be deleted.
+        """
+
+    def drift(self) -> AsyncIterator[Collection[K] | None]:
+        """
+        Keys that somebody else may have changed, as it happens; None when it could be any.
+
+        Own writes are not reported. May end at once if the place cannot tell.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row is not in its place, and when that is tried again."""
+
+    error: OSError
+    attempts: int
+    retry_at: float  # event-loop time, seconds
+
+
+class Reconciler(Generic[K, V, T]):
+    """
+    Make `target` equal to `table`, and keep it so. The one place where writing is retried.
+
+    A row that the table once had and lost is deleted at once. A row that was there before us, and
+    that the table does not have, is deleted only when the table is ready: a half-read table must
+    never take traffic away.
+    """
+
+    def __init__(
+        self,
+        table: Table[K, V],
+        target: Target[K, T],
+        want: Callable[[V], T],
+        *,
+        grace: float = 10.0,
+        repair_every: float = 600.0,
+        retry_min: float = 0.1,
+        retry_max: float = 60.0,
+    ) -> None:
+        """
+        Args:
+            want: what a row of the table is in the target, which often holds less.
+            grace: seconds to wait for the table before writing what is known.
+            repair_every: seconds between full comparisons with the target.
+            retry_min: seconds; the wait doubles with each failure of a row.
+            retry_max: seconds.
+        """
+        self.table = table
+        self.target = target
+        self._want = want
+        self.failures: dict[K, Failure] = {}
+        self.target_failure: Failure | None = None
+        self.repairs = 0
+        self.synced = asyncio.Event()
+        self._grace = grace
+        self._repair_every = repair_every
+        self._retry_min = retry_min
+        self._retry_max = retry_max
+        self._repair_at = 0.0
+
+    async def run(self) -> None:
+        """Run until cancelled. Raises what the target raises, unless it is an OSError."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace):
+                await self.table.ready()
+        watch = Watch(self.table)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_drift(watch), name=f"drift {self.table.name}")
+            try:
+                await self._loop(watch)
+            finally:
+                watch.close()
+
+    async def _loop(self, watch: Watch[K]) -> None:
+        repaired_ready = False  # whether the last comparison saw the whole table
+        dirty, now = watch.take(), self._now()
+        while True:
+            if now >= self._repair_at or self.table.is_ready > repaired_ready:
+                ready = self.table.is_ready
+                differ = await self._compare()
+                if differ is not None:
+                    # The comparison has looked at every row: only what came since is dirty too.
+                    dirty, repaired_ready = differ | watch.take(), ready
+                    self._repair_at = self._now() + self._repair_every
+            if self.target_failure is None:
+                await self._apply(dirty)
+            if repaired_ready and self.target_failure is None:
+                self.synced.set()
+            wake = min((self._repair_at, *(f.retry_at for f in self.failures.values())))
+            try:
+                async with asyncio.timeout_at(wake):
+                    dirty, now = await anext(watch), self._now()
+            except TimeoutError:
+                dirty, now = watch.take(), wake  # a timer may fire a hair early: `wake` is reached
+            dirty |= {key for key, failure in self.failures.items() if failure.retry_at <= now}
+
+    async def _compare(self) -> set[K] | None:
+        """The keys for which target and table differ, as far as the table can say."""
+        try:
+            actual = await self.target.actual()
+        except OSError as error:
+            self._target_failed(error)
+            return None
+        self.target_failure = None
+        wanted = self._wanted
+        differ = {key for key in self.table.keys() if actual.get(key) != wanted(key)}
+        if self.table.is_ready:
+            keys = self.table.keys()
+            differ.update(key for key in actual if key not in keys)
+        self.repairs += len(differ) if self.synced.is_set() else 0
+        return differ
+
+    async def _apply(self, dirty: Iterable[K]) -> None:
+        for chunk in _chunks(dirty):
+            puts, deletes = {}, []
+            for key in chunk:
+                value = self._wanted(key)
+                if value is None:
+                    deletes.append(key)
+                else:
+                    puts[key] = value
+            try:
+                failed = await self.target.apply(puts, deletes)
+            except OSError as error:
+                self._target_failed(error)  # compares everything once it answers again
+                return
+            if failed or self.failures:
+                for key in chunk:
+                    if key in failed:
+                        self._failed(key, failed[key])
+                    else:
+                        self.failures.pop(key, None)
+
+    def _wanted(self, key: K) -> T | None:
+        row = self.table.first(key)
+        return None if row is None else self._want(row)
+
+    def _failed(self, key: K, error: OSError) -> None:
+        self.failures[key] = failure = self._next(self.failures.get(key), error)
+        wait = failure.retry_at - self._now()
+        log.warning("%s: %s: %s; again in %.1f s", self.table.name, key, error, wait)
+
+    def _target_failed(self, error: OSError) -> None:
+        self.target_failure = failure = self._next(self.target_failure, error)
+        self._repair_at = failure.retry_at
+        wait = failure.retry_at - self._now()
+        log.warning("%s: target does not answer: %s; again in %.1f s", self.table.name, error, wait)
+
+    def _next(self, last: Failure | None, error: OSError) -> Failure:
+        attempts = last.attempts + 1 if last else 1
+        # The exponent is bounded, or a row that fails for a week overflows a float.
+        wait = min(self._retry_max, self._retry_min * math.exp2(min(attempts - 1, 30)))
+        return Failure(error, attempts, self._now() + wait)
+
+    async def _follow_drift(self, watch: Watch[K]) -> None:
+        async for keys in self.target.drift():
+            if keys is None or not self.table.is_ready:
+                self._repair_at = self._now()  # a comparison knows what may not be deleted yet
+            else:
+                self.repairs += len(keys)
+                for key in keys:
+                    watch.touch(key)
+            watch.wake()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _chunks(keys: Iterable[K]) -> Iterator[list[K]]:
+    rest = iter(keys)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
