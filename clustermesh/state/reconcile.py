@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Hashable,
@@ -77,7 +78,8 @@ class Reconciler(Generic[K, V, T]):
         self,
         table: Table[K, V],
         target: Target[K, T],
-        want: Callable[[V], T],
+        want: Callable[[V], T | None],
+        after_repair: Callable[[], Awaitable[None]] | None = None,
         *,
         grace: float = 10.0,
         repair_every: float = 600.0,
@@ -86,7 +88,10 @@ class Reconciler(Generic[K, V, T]):
     ) -> None:
         """
         Args:
-            want: what a row of the table is in the target, which often holds less.
+            want: what a row of the table is in the target, which often holds less; None for a row
+                that the target shall not have.
+            after_repair: called each time when the target has just been made equal to a table that
+                is ready. May raise OSError as the target does.
             grace: seconds to wait for the table before writing what is known.
             repair_every: seconds between full comparisons with the target.
             retry_min: seconds; the wait doubles with each failure of a row.
@@ -94,11 +99,12 @@ class Reconciler(Generic[K, V, T]):
         """
         self.table = table
         self.target = target
-        self._want = want
         self.failures: dict[K, Failure] = {}
         self.target_failure: Failure | None = None
         self.repairs = 0
-        self.synced = asyncio.Event()
+        self.synced = asyncio.Event()  # the target has been made equal to the table once
+        self._want = want
+        self._after_repair = after_repair
         self._grace = grace
         self._repair_every = repair_every
         self._retry_min = retry_min
@@ -119,21 +125,15 @@ class Reconciler(Generic[K, V, T]):
                 watch.close()
 
     async def _loop(self, watch: Watch[K]) -> None:
-        repaired_ready = False  # whether the last comparison saw the whole table
+        repaired_ready = False  # whether the last repair saw the whole table
         dirty, now = watch.take(), self._now()
         while True:
-            if now >= self._repair_at or self.table.is_ready > repaired_ready:
-                ready = self.table.is_ready
-                differ = await self._compare()
-                if differ is not None:
-                    # The comparison has looked at every row: only what came since is dirty too.
-                    dirty, repaired_ready = differ | watch.take(), ready
-                    self._repair_at = self._now() + self._repair_every
-            if self.target_failure is None:
+            became_ready = self.table.is_ready > repaired_ready and not self.target_failure
+            if now >= self._repair_at or became_ready:
+                repaired_ready = await self._repair(watch, dirty)
+            elif not self.target_failure:
                 await self._apply(dirty)
-            if repaired_ready and self.target_failure is None:
-                self.synced.set()
-            wake = min((self._repair_at, *(f.retry_at for f in self.failures.values())))
+            wake = self._wake_at()
             try:
                 async with asyncio.timeout_at(wake):
                     dirty, now = await anext(watch), self._now()
@@ -141,20 +141,39 @@ class Reconciler(Generic[K, V, T]):
                 dirty, now = watch.take(), wake  # a timer may fire a hair early: `wake` is reached
             dirty |= {key for key, failure in self.failures.items() if failure.retry_at <= now}
 
-    async def _compare(self) -> set[K] | None:
-        """The keys for which target and table differ, as far as the table can say."""
+    def _wake_at(self) -> float:
+        """When there is something to do, even if nothing changes."""
+        if self.target_failure:
+            return self._repair_at  # no row can be written before the target answers again
+        return min((self._repair_at, *(f.retry_at for f in self.failures.values())))
+
+    async def _repair(self, watch: Watch[K], dirty: Collection[K]) -> bool:
+        """Compare with the target and put right what differs; whether the target let us."""
+        ready = self.table.is_ready
         try:
-            actual = await self.target.actual()
+            differ = await self._compare()
+            self.repairs += len(differ.difference(dirty)) if self.synced.is_set() else 0
+            self.target_failure = None
+            self._repair_at = self._now() + self._repair_every
+            # The comparison has looked at every row: only what came since is dirty too.
+            await self._apply(differ | watch.take())
+            if ready and self._after_repair and not self.target_failure:
+                await self._after_repair()
         except OSError as error:
             self._target_failed(error)
-            return None
-        self.target_failure = None
+        if self.target_failure:
+            return False
+        self.synced.set()
+        return ready
+
+    async def _compare(self) -> set[K]:
+        """The keys for which target and table differ, as far as the table can say."""
+        actual = await self.target.actual()
         wanted = self._wanted
         differ = {key for key in self.table.keys() if actual.get(key) != wanted(key)}
         if self.table.is_ready:
             keys = self.table.keys()
             differ.update(key for key in actual if key not in keys)
-        self.repairs += len(differ) if self.synced.is_set() else 0
         return differ
 
     async def _apply(self, dirty: Iterable[K]) -> None:
