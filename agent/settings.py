@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clustermesh.settings import DaemonSettings, check_node_name, parse_address
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentSettings(DaemonSettings):
+    """Join this node to the mesh: read every cluster's etcd, and program the kernel."""
+
+    node_name: str
+    "Name of this node in its cluster."
+
+    local_etcd_config: Path
+    "File that says how to reach this cluster's own etcd (the format of an etcd client)."
+
+    clusters_dir: Path
+    "Directory with such a file for each remote cluster, named as the cluster; may change any time."
+
+    datapath: Literal["bpf", "none"] = "bpf"
+    "bpf programs this node's kernel; none only computes what it would, and needs no root."
+
+    routing: Literal["tunnel", "direct"] = "tunnel"
+    "tunnel wraps pod packets in VXLAN between nodes; direct trusts the network to carry them."
+
+    bpffs: Path = Path("/sys/fs/bpf")
+    "Mounted BPF filesystem to pin programs and maps in, so that they outlive the agent."
+
+    cgroup: Path = Path("/sys/fs/cgroup")
+    "Cgroup (v2) whose processes are load-balanced."
+
+    state_dir: Path = Path("/var/lib/clustermesh")
+    "Directory for what has to survive a restart of the agent."
+
+    listen: str = "127.0.0.1:9879"
+    "HOST:PORT or unix:PATH for health, metrics, status and tables."
+
+    def __post_init__(self) -> None:
+        DaemonSettings.__post_init__(self)
+        check_node_name(self.node_name)
+        parse_address(self.listen)

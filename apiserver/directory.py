@@ -1,0 +1,194 @@
+"""
+A directory of Kubernetes manifests as the source of a cluster's state.
+
+For machines without Kubernetes: VMs and bare metal join a mesh with it, and so does the sandbox.
+Every file is a writer of its own in every table, so two files that define one object are two rows,
+of which the first keeps it. A file that cannot be read, or that has a document with a mistake in
+it, takes nothing away: what it no longer names stays until it can be read as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import watchfiles
+
+from clustermesh.model import ObjectName
+from clustermesh.state import Table, Writer
+
+from .manifests import Parsed, Problem, parse
+from .objects import AnyObject
+from .tables import Objects
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
+_SETTLE: Final = 4  # milliseconds without a further change before a change is looked at
+_LOOK_AGAIN: Final = 5000  # milliseconds after which everything is looked at, change or not
+
+
+class _Signature(NamedTuple):
+    """Tells one state of a file from the next, without reading it."""
+
+    inode: int
+    size: int
+    modified: int  # nanoseconds
+
+
+@dataclass(slots=True)
+class _File:
+    signature: _Signature
+    problems: tuple[Problem, ...] = ()
+    writers: dict[type[AnyObject], Writer[ObjectName, Any]] = field(default_factory=dict)
+
+
+class Directory:
+    """Keeps the tables of `objects` equal to the manifests below a directory."""
+
+    def __init__(self, path: Path, objects: Objects) -> None:
+        self._path = path
+        self._tables: Mapping[type[AnyObject], Table[ObjectName, Any]] = objects.by_kind
+        # Holds every table back until the first look has seen every file.
+        self._gates = [table.writer("directory") for table in self._tables.values()]
+        self._files: dict[Path, _File] = {}
+        self._unreadable: tuple[Problem, ...] = ()
+        self.listed = False
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the manifests at present."""
+        of_files = (p for file in self._files.values() for p in file.problems)
+        return [*self._unreadable, *of_files, *self._duplicates()]
+
+    async def run(self) -> None:
+        """Follow the directory until cancelled. A directory that is not there yet is waited for."""
+        while True:
+            async with aclosing(self._changes()) as changes:
+                async for _ in changes:
+                    await self._look()
+
+    async def _changes(self) -> AsyncGenerator[None, None]:
+        """Yield when the directory may have changed; the watch stands before the first look."""
+        if not self._path.is_dir():
+            await self._look()
+            await asyncio.sleep(1)
+            return
+        changes = watchfiles.awatch(
+            self._path,
+            watch_filter=None,
+            debounce=50,
+            step=_SETTLE,
+            rust_timeout=_LOOK_AGAIN,
+            yield_on_timeout=True,
+        )
+        waiting = asyncio.ensure_future(anext(changes))
+        try:
+            await asyncio.sleep(0)  # the watch is set up in the task's first step
+            yield
+            while True:
+                await waiting
+                waiting = asyncio.ensure_future(anext(changes))
+                yield
+                if not self._path.is_dir():
+                    return
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await changes.aclose()
+
+    async def _look(self) -> None:
+        try:
+            found = await asyncio.to_thread(_signatures, self._path)
+        except OSError as error:
+            # What was read before stays: a directory that is unmounted is no order to withdraw.
+            self._report((Problem(str(self._path), error.strerror or str(error)),), ())
+            return
+        self._unreadable = ()
+        for path in [path for path in self._files if path not in found]:
+            self._report((), self._files[path].problems)
+            for writer in self._files.pop(path).writers.values():
+                writer.close()
+        changed = {
+            path: signature
+            for path, signature in sorted(found.items())
+            if path not in self._files or self._files[path].signature != signature
+        }
+        parsed = await asyncio.to_thread(lambda: {p: _read(p, self._path) for p in changed})
+        for path, signature in changed.items():
+            self._take(path, signature, parsed[path])
+        if not self.listed:
+            self.listed = True
+            for gate in self._gates:
+                gate.list_done()
+
+    def _take(self, path: Path, signature: _Signature, parsed: Parsed) -> None:
+        file = self._files.setdefault(path, _File(signature))
+        for problem in parsed.problems:
+            if problem not in file.problems:
+                log.warning("%s: %s", problem.where, problem.error)
+        file.signature, file.problems = signature, parsed.problems
+        rows: dict[type[AnyObject], dict[ObjectName, AnyObject]] = {k: {} for k in file.writers}
+        for item in parsed.objects:
+            rows.setdefault(type(item), {}).setdefault(item.key, item)
+        for kind, objects in rows.items():
+            writer = file.writers.get(kind)
+            if writer is None:
+                writer = self._tables[kind].writer(str(path.relative_to(self._path)))
+                file.writers[kind] = writer
+            if parsed.problems:
+                for key, item in objects.items():
+                    writer.put(key, item)
+                if not writer.listed:
+                    writer.list_done()
+            else:
+                writer.replace(objects)
+
+    def _report(self, unreadable: tuple[Problem, ...], solved: Iterable[Problem]) -> None:
+        for problem in unreadable:
+            if problem not in self._unreadable:
+                log.warning("%s: %s", problem.where, problem.error)
+        for problem in solved:
+            log.info("%s: gone", problem.where)
+        self._unreadable = unreadable
+
+    def _duplicates(self) -> Iterable[Problem]:
+        for kind, table in self._tables.items():
+            for key in table.keys():
+                first, *others = table.rows(key)
+                for other in others:
+                    name = str(key) if key.namespace else key.name
+                    yield Problem(other, f"{kind.__name__} {name} is already defined in {first}")
+
+
+def _signatures(directory: Path) -> dict[Path, _Signature]:
+    """Raises OSError if the directory cannot be read; a file that vanishes meanwhile is no file."""
+    found = {}
+    for folder, folders, files in os.walk(directory, onerror=_raise, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(folder, name)
+            if path.suffix in _SUFFIXES and not name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    found[path] = _Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _read(path: Path, directory: Path) -> Parsed:
+    where = str(path.relative_to(directory))
+    try:
+        return parse(path.read_bytes(), where)
+    except OSError as error:
+        return Parsed((), (Problem(where, f"cannot be read: {error.strerror}"),))

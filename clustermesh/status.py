@@ -1,0 +1,126 @@
+"""
+What a daemon says of itself: `/status`, `/tables/<name>`, as the daemons write and the CLI reads.
+
+# STABLE API: a CLI of one version reads a daemon of another. So a field is never renamed, a new
+# one has a default, and unknown ones are ignored.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+class RemoteState(enum.StrEnum):
+    """How far the reading of another cluster has come."""
+
+    CONNECTING = "connecting"
+    LISTING = "listing"  # connected, not everything has been read yet
+    READY = "ready"
+    REFUSED = "refused"  # it answers, and we do not believe it: a cluster id that is taken
+    FAILED = "failed"  # it does not answer; its last known state stays in use
+
+
+class Remote(msgspec.Struct, frozen=True, kw_only=True):
+    """Another cluster, as this node's agent sees it."""
+
+    cluster: str
+    id: int | None = None  # None until its cluster-config has been read
+    state: RemoteState
+    since: float = 0.0  # seconds in this state
+    last_error: str | None = None
+    nodes: int = 0
+    services: int = 0
+    identities: int = 0
+    endpoints: int = 0
+    bad_rows: int = 0  # skipped since start, because it had no right to them or they make no sense
+    last_bad_row: str | None = None
+
+
+class RowFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that is not in its place, and why."""
+
+    key: str | None  # None: the place as a whole does not answer
+    error: str
+    origin: str = ""  # the cluster that a refused row came from
+    attempts: int = 0
+    retry_in: float | None = None  # seconds; None: not before the row changes
+
+
+class TableStatus(msgspec.Struct, frozen=True):
+    """How much there is in a table."""
+
+    rows: int
+    failures: int  # rows that are not where a reconciler should have put them
+    bad_rows: int = 0  # rows of peers that were skipped
+
+
+class TableReply(msgspec.Struct, frozen=True):
+    """`/tables/<name>`. The rows of each table have fields of their own."""
+
+    rows: list[dict[str, Any]]
+    failures: list[RowFailure] = []
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """Which cluster a daemon belongs to."""
+
+    name: str
+    id: int
+
+
+class Datapath(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent has put into the kernel."""
+
+    mode: str = "none"
+    routing: str = "tunnel"
+    attached: bool = False
+    drops: Mapping[str, int] = {}  # packets by reason, since the maps were made
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An object of the source that cannot be used."""
+
+    where: str
+    error: str
+
+
+class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the apiserver reads its cluster, and what it found."""
+
+    kind: str
+    listed: bool = False
+    objects: int = 0
+    problems: list[Problem] = []
+
+
+class EtcdStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The etcd that the apiserver publishes in."""
+
+    endpoints: list[str] = []
+    connected: bool = False
+    last_error: str | None = None
+
+
+class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    `/status` of either daemon.
+
+    Only an agent has a node, a datapath and remotes; only an apiserver has a source and an etcd.
+    """
+
+    daemon: str
+    version: str
+    cluster: Cluster | None = None
+    node: str = ""
+    uptime: float = 0.0  # seconds
+    ready: bool = False
+    reasons: list[str] = []  # why it is not ready
+    tables: dict[str, TableStatus] = {}
+    datapath: Datapath | None = None
+    remotes: list[Remote] = []
+    source: SourceStatus | None = None
+    etcd: EtcdStatus | None = None
