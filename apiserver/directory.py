@@ -68,6 +68,11 @@ class Directory:
         of_files = (p for file in self._files.values() for p in file.problems)
         return [*self._unreadable, *of_files, *self._duplicates()]
 
+    @property
+    def count(self) -> int:
+        """How many objects there are."""
+        return sum(len(table) for table in self._tables.values())
+
     async def run(self) -> None:
         """Follow the directory until cancelled. A directory that is not there yet is waited for."""
         while True:

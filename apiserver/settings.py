@@ -26,6 +26,9 @@ class ApiserverSettings(DaemonSettings):
     etcd_key: Path | None = None
     "File with the private key of that certificate (PEM)."
 
+    clusters_dir: Path | None = None
+    "Directory with a file for each connected cluster: each gets a user of its own to read with."
+
     listen: str = "127.0.0.1:9880"
     "HOST:PORT or unix:PATH for health, metrics and status."
 

@@ -39,9 +39,6 @@ class Objects:
             EndpointSlice: self.slices,
         }
 
-    def __len__(self) -> int:
-        return sum(len(table) for table in self.by_kind.values())
-
 
 @dataclass(frozen=True)
 class Exports:

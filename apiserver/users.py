@@ -1,19 +1,33 @@
-"""Who may read what in our etcd. A user is the common name of a client certificate."""
+"""
+Who may read what in our etcd. A user is the common name of a client certificate.
+
+An etcd that lost its data has lost its users too, and lets everybody in who has a certificate. So
+users are not set up once, but kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from clustermesh.etcd.auth import ROOT, Auth, Permission, readable
 from clustermesh.etcd.client import Etcd
+from clustermesh.etcd.errors import EtcdError
 from clustermesh.model import ClusterName
+from clustermesh.peers import peer_files
 
 # STABLE API: the users that certificates are made for; `remote` is for Cilium peers.
 REMOTE: Final = "remote"
 _REMOTE_PREFIX: Final = "remote-"
+_LOOK_EVERY: Final = 5.0  # seconds
+
+log = logging.getLogger(__name__)
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -51,6 +65,52 @@ def access(cluster: ClusterName, remotes: Iterable[ClusterName]) -> Access:
             ),
         },
     )
+
+
+class Users:
+    """Keeps the users of an etcd, and one for each cluster that is connected."""
+
+    def __init__(self, etcd: Etcd, cluster: ClusterName, clusters_dir: Path | None) -> None:
+        """
+        Args:
+            clusters_dir: see `peer_files`; None: there is only the user `remote`.
+        """
+        self.set_up = asyncio.Event()
+        """Nobody can read what they may not. Not before this may anything be written."""
+        self.last_error: str | None = None
+        self._etcd = etcd
+        self._cluster = cluster
+        self._clusters_dir = clusters_dir
+        self._remotes: Collection[ClusterName] = ()
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep the users until cancelled."""
+        if not self._etcd.endpoint.tls:  # plain text on loopback: there are no certificates
+            self.set_up.set()
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(), name="clusters with a user")
+            while True:
+                self._changed.clear()
+                try:
+                    await set_up_users(self._etcd, self._cluster, self._remotes)
+                except EtcdError as error:
+                    if str(error) != self.last_error:
+                        log.warning("users: %s", error)
+                    self.last_error = str(error)
+                else:
+                    self.last_error = None
+                    self.set_up.set()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY):
+                        await self._changed.wait()
+
+    async def _follow(self) -> None:
+        if self._clusters_dir is not None:
+            async for files in peer_files(self._clusters_dir, self._cluster):
+                self._remotes = tuple(files)
+                self._changed.set()
 
 
 async def set_up_users(etcd: Etcd, cluster: ClusterName, remotes: Iterable[ClusterName]) -> None:

@@ -118,7 +118,7 @@ async def test_setting_up_again_changes_nothing(server: EtcdServer) -> None:
         assert await Auth(etcd).users() == {
             *("root", "admin-east", "local-east", "remote", "remote-west", "remote-north"),
         }
-        assert await Auth(etcd).roles() == {"root", "local-east", "remote"}
+        assert await Auth(etcd).roles() == {"local-east", "remote"}
 
 
 async def test_permissions_and_roles_that_differ_are_put_right(server: EtcdServer) -> None:

@@ -63,12 +63,13 @@ async def derive(
     output = _Output(target, watch)
     try:
         async for batch in watch:
+            ready = watch.is_ready  # as of this batch: while it is worked on, more may come
             for count, key in enumerate(batch, 1):
                 rows = [readable.rows(key) for readable in inputs]
                 output.set(key, rule(key, *rows) if any(rows) else {})
                 if count % _BREATH == 0:
                     await asyncio.sleep(0)
-            if watch.is_ready and not target.listed:
+            if ready and not target.listed:
                 target.list_done()
     finally:
         watch.close()

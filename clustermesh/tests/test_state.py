@@ -274,6 +274,22 @@ async def test_leaving_origin_takes_its_rows_and_only_its_rows() -> None:
         assert target.rows == {"web": 1}
 
 
+async def test_a_derived_table_is_not_ready_before_every_key_has_been_derived() -> None:
+    table, out = Table[int, int]("t"), Table[int, int]("o")
+    writer = table.writer("x")
+    for key in range(1000):
+        writer.put(key, key)
+
+    def rule(key: int, rows: Mapping[str, int]) -> Mapping[int, int]:
+        if key == 500:  # in the middle of a long batch, the rest is listed
+            writer.replace({key: key for key in range(2000)})
+        return {key: key}
+
+    async with running(derive((table,), out.writer("made"), rule)):
+        await out.ready()
+        assert len(out) == 2000
+
+
 async def test_two_keys_that_stand_for_one_row_take_turns() -> None:
     table, out = Table[str, int]("t"), Table[int, str]("o")
     writer = table.writer("c1")

@@ -1,0 +1,127 @@
+"""
+What the apiserver keeps in its etcd, and when.
+
+Each kind of row is a table that a reconciler keeps equal to a prefix. Only after the whole of a
+kind is in etcd does its canary appear, which tells readers that they may prune; and if the etcd
+loses its data (it is a cache), the canary comes back only after the rows are back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Hashable
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from clustermesh import kinds
+from clustermesh.errors import BadRowError
+from clustermesh.etcd import Etcd, EtcdError, EtcdTarget, Leases
+from clustermesh.kinds import Kind
+from clustermesh.model import ClusterConfig, ClusterName, Service
+from clustermesh.state import Reconciler, Table
+
+from .tables import Exports
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT_RETRY: Final = 5.0  # seconds
+
+
+class Exporter:
+    """Writes the exports of one cluster into its etcd."""
+
+    def __init__(self, etcd: Etcd, cluster: ClusterName, exports: Exports) -> None:
+        self._etcd = etcd
+        self._cluster = cluster
+        self._leases = Leases(etcd)
+        self._configs: Table[ClusterName, ClusterConfig] = Table("cluster-config")
+        self.reconcilers: dict[str, Reconciler[Any, Any, Any]] = {
+            "cluster-config": Reconciler(
+                self._configs,
+                EtcdTarget(
+                    etcd,
+                    kinds.CLUSTER_CONFIGS,
+                    lambda name: kinds.cluster_config_key(name).encode(),
+                    self._own_config,
+                    self._leases,
+                ),
+                kinds.encode_cluster_config,
+            ),
+            "nodes": self._reconciler(kinds.NODES, exports.nodes, kinds.NODES.encode),
+            "services": self._reconciler(kinds.SERVICES, exports.services, _shared),
+            "local-services": self._reconciler(
+                kinds.LOCAL_SERVICES, exports.services, kinds.LOCAL_SERVICES.encode
+            ),
+            "identities": self._reconciler(
+                kinds.IDENTITIES, exports.identities, kinds.IDENTITIES.encode, leased=False
+            ),
+            "endpoints": self._reconciler(
+                kinds.ENDPOINTS, exports.endpoints, kinds.ENDPOINTS.encode
+            ),
+        }
+
+    async def run(self, config: ClusterConfig) -> None:
+        """Introduce the cluster as `config`, and keep everything in etcd until cancelled."""
+        self._configs.writer("settings").replace({self._cluster: config})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._leases.run(), name="leases")
+            tasks.create_task(self._beat(), name="heartbeat")
+            for name, reconciler in self.reconcilers.items():
+                tasks.create_task(reconciler.run(), name=f"reconcile {name}")
+
+    def _reconciler(
+        self,
+        kind: Kind[K, V],
+        table: Table[K, V],
+        want: Callable[[V], bytes | None],
+        *,
+        leased: bool = True,
+    ) -> Reconciler[K, V, bytes]:
+        prefix = kind.prefix(self._cluster)
+        target: EtcdTarget[K] = EtcdTarget(
+            self._etcd,
+            prefix,
+            lambda key: (prefix + kind.key(key)).encode(),
+            lambda key: kind.parse_key(key.decode(errors="replace").removeprefix(prefix)),
+            self._leases if leased else None,
+        )
+        return Reconciler(table, target, want, self._canary(kind.canary(self._cluster)))
+
+    def _canary(self, key: str) -> Callable[[], Awaitable[None]]:
+        async def put() -> None:
+            name = key.encode()
+            if await self._etcd.get(name) is None:
+                lease = await self._leases.assign([name])
+                await self._etcd.put(name, _now(), lease[name])
+
+        return put
+
+    async def _beat(self) -> None:
+        """Show readers, every minute, that what they read is not abandoned."""
+        key = kinds.HEARTBEAT.encode()
+        while True:
+            try:
+                lease = await self._leases.assign([key])
+                await self._etcd.put(key, _now(), lease[key])
+            except EtcdError as error:
+                log.warning("heartbeat: %s", error)
+                await asyncio.sleep(_HEARTBEAT_RETRY)
+            else:
+                await asyncio.sleep(kinds.HEARTBEAT_EVERY)
+
+    def _own_config(self, key: bytes) -> ClusterName:
+        if key != kinds.cluster_config_key(self._cluster).encode():
+            raise BadRowError("it is another cluster's")
+        return self._cluster
+
+
+def _shared(service: Service) -> bytes | None:
+    return kinds.SERVICES.encode(service) if service.shared else None
+
+
+def _now() -> bytes:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z").encode()
