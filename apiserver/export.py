@@ -18,7 +18,7 @@ from clustermesh import kinds
 from clustermesh.errors import BadRowError
 from clustermesh.etcd import Etcd, EtcdError, EtcdTarget, Leases
 from clustermesh.kinds import Kind
-from clustermesh.model import ClusterConfig, ClusterName, Service
+from clustermesh.model import ClusterConfig, ClusterName
 from clustermesh.state import Reconciler, Table
 
 from .tables import Exports
@@ -49,19 +49,13 @@ class Exporter:
                     self._own_config,
                     self._leases,
                 ),
-                kinds.encode_cluster_config,
+                lambda _, config: kinds.encode_cluster_config(config),
             ),
-            "nodes": self._reconciler(kinds.NODES, exports.nodes, kinds.NODES.encode),
-            "services": self._reconciler(kinds.SERVICES, exports.services, _shared),
-            "local-services": self._reconciler(
-                kinds.LOCAL_SERVICES, exports.services, kinds.LOCAL_SERVICES.encode
-            ),
-            "identities": self._reconciler(
-                kinds.IDENTITIES, exports.identities, kinds.IDENTITIES.encode, leased=False
-            ),
-            "endpoints": self._reconciler(
-                kinds.ENDPOINTS, exports.endpoints, kinds.ENDPOINTS.encode
-            ),
+            "nodes": self._reconciler(kinds.NODES, exports.nodes),
+            "services": self._reconciler(kinds.SERVICES, exports.services, lambda s: s.shared),
+            "local-services": self._reconciler(kinds.LOCAL_SERVICES, exports.services),
+            "identities": self._reconciler(kinds.IDENTITIES, exports.identities, leased=False),
+            "endpoints": self._reconciler(kinds.ENDPOINTS, exports.endpoints),
         }
 
     async def run(self, config: ClusterConfig) -> None:
@@ -77,7 +71,7 @@ class Exporter:
         self,
         kind: Kind[K, V],
         table: Table[K, V],
-        want: Callable[[V], bytes | None],
+        is_exported: Callable[[V], bool] = lambda _: True,
         *,
         leased: bool = True,
     ) -> Reconciler[K, V, bytes]:
@@ -89,6 +83,10 @@ class Exporter:
             lambda key: kind.parse_key(key.decode(errors="replace").removeprefix(prefix)),
             self._leases if leased else None,
         )
+
+        def want(_: K, row: V) -> bytes | None:
+            return kind.encode(row) if is_exported(row) else None
+
         return Reconciler(table, target, want, self._canary(kind.canary(self._cluster)))
 
     def _canary(self, key: str) -> Callable[[], Awaitable[None]]:
@@ -117,10 +115,6 @@ class Exporter:
         if key != kinds.cluster_config_key(self._cluster).encode():
             raise BadRowError("it is another cluster's")
         return self._cluster
-
-
-def _shared(service: Service) -> bytes | None:
-    return kinds.SERVICES.encode(service) if service.shared else None
 
 
 def _now() -> bytes:

@@ -78,7 +78,7 @@ class Reconciler(Generic[K, V, T]):
         self,
         table: Table[K, V],
         target: Target[K, T],
-        want: Callable[[V], T | None],
+        want: Callable[[K, V], T | None],
         after_repair: Callable[[], Awaitable[None]] | None = None,
         *,
         grace: float = 10.0,
@@ -109,20 +109,27 @@ class Reconciler(Generic[K, V, T]):
         self._repair_every = repair_every
         self._retry_min = retry_min
         self._retry_max = retry_max
-        self._repair_at = 0.0
+        self._repair_at = -math.inf  # event-loop time, seconds
+        self._watch: Watch[K] | None = None
 
     async def run(self) -> None:
         """Run until cancelled. Raises what the target raises, unless it is an OSError."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 await self.table.ready()
-        watch = Watch(self.table)
+        watch = self._watch = Watch(self.table)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_drift(watch), name=f"drift {self.table.name}")
             try:
                 await self._loop(watch)
             finally:
                 watch.close()
+
+    def compare_soon(self) -> None:
+        """Look at the whole target again: it has changed, or what `want` knows has."""
+        self._repair_at = -math.inf
+        if self._watch is not None:
+            self._watch.wake()
 
     async def _loop(self, watch: Watch[K]) -> None:
         repaired_ready = False  # whether the last repair saw the whole table
@@ -199,7 +206,7 @@ class Reconciler(Generic[K, V, T]):
 
     def _wanted(self, key: K) -> T | None:
         row = self.table.first(key)
-        return None if row is None else self._want(row)
+        return None if row is None else self._want(key, row)
 
     def _failed(self, key: K, error: OSError) -> None:
         self.failures[key] = failure = self._next(self.failures.get(key), error)
@@ -221,12 +228,11 @@ class Reconciler(Generic[K, V, T]):
     async def _follow_drift(self, watch: Watch[K]) -> None:
         async for keys in self.target.drift():
             if keys is None or not self.table.is_ready:
-                self._repair_at = self._now()  # a comparison knows what may not be deleted yet
+                self.compare_soon()  # a comparison knows what may not be deleted yet
             else:
                 self.repairs += len(keys)
                 for key in keys:
                     watch.touch(key)
-            watch.wake()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ from certs.leaf import SERVER, Profile, admin, server
 from clustermesh.etcd import Etcd, HistoryLostError, Revision, UnreachableError, Write, probe
 from clustermesh.etcd.txn import MAX_BYTES, MAX_OPS, batches
 
-from .etcd_server import EtcdServer, proxy_to, running
+from .etcd_server import EtcdServer, proxy_to
 
 NOBODY_LISTENS = "https://127.0.0.1:1"
 
@@ -22,27 +22,20 @@ async def test_20000_keys_are_paged_at_one_revision_while_being_written_to(
     keys = [f"{prefix}{n:05}".encode() for n in range(20_000)]
     async with Etcd(etcd_server.config()) as etcd:
         await etcd.apply(Write(key, b"before") for key in keys)
-        pages = [page async for page in etcd.range(prefix.encode())]
-        before = pages[-1].at
-
-        async def write() -> None:
-            for n in range(0, 20_000, 100):
-                await etcd.put(keys[-n], b"after")
-                await etcd.delete(keys[n])
-
-        async with running(write()):
-            seen = []
-            sizes = []
-            async for page in etcd.range(prefix.encode()):
-                await asyncio.sleep(0.05)  # something is written between any two pages
-                seen += [(row.key, row.value) for row in page.rows]
-                sizes.append(len(page.rows))
-                at = page.at
-        assert at.number <= before.number + 5
-        assert (await anext(etcd.range(prefix.encode()))).at.number > at.number
+        seen, sizes, moments = [], [], set()
+        async for page in etcd.range(prefix.encode()):
+            seen += [(row.key, row.value) for row in page.rows]
+            sizes.append(len(page.rows))
+            moments.add(page.at)
+            # Behind and ahead of the reader.
+            await etcd.delete(keys[len(sizes)])
+            await etcd.delete(keys[-len(sizes)])
+            await etcd.put(keys[-10 - len(sizes)], b"after")
+            await etcd.put(keys[-20 - len(sizes)] + b"new", b"after")
+        assert seen == [(key, b"before") for key in keys]
         assert sizes == [5_000] * 4
-        assert len(seen) == 20_000
-        assert [key for key, _ in seen] == keys
+        assert len(moments) == 1
+        assert (await anext(etcd.range(prefix.encode()))).at.number >= moments.pop().number + 16
 
 
 @given(
@@ -217,3 +210,44 @@ async def test_something_that_speaks_no_tls_is_named(etcd_server: EtcdServer) ->
         cause = await asyncio.to_thread(probe, config)
     assert cause is not None
     assert "TLS failed" in cause
+
+
+async def test_a_server_that_accepts_and_stays_silent_is_passed_over(
+    etcd_server: EtcdServer, prefix: str
+) -> None:
+    hung: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(
+        lambda _, writer: hung.append(writer), "127.0.0.1", 0
+    ) as silent:
+        host, port = silent.sockets[0].getsockname()
+        config = etcd_server.config("admin", f"https://{host}:{port}", etcd_server.url)
+        async with Etcd(config) as etcd:
+            assert await etcd.get(prefix.encode()) is None
+            assert str(etcd.endpoint) == etcd_server.url
+        for writer in hung:
+            writer.transport.abort()
+
+
+async def test_an_error_of_the_body_comes_out_as_it_is(etcd_server: EtcdServer) -> None:
+    async def fail() -> None:
+        async with Etcd(etcd_server.config()) as etcd:
+            await etcd.get(b"a")
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        await fail()
+
+
+async def test_cancelling_stops_at_once(etcd_server: EtcdServer, prefix: str) -> None:
+    async def watch() -> None:
+        async with Etcd(etcd_server.config()) as etcd:
+            at = (await anext(etcd.range(prefix.encode()))).at
+            async for _ in etcd.watch(prefix.encode(), at):
+                watching.set()
+
+    watching = asyncio.Event()
+    task = asyncio.create_task(watch())
+    await watching.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 1)

@@ -177,7 +177,7 @@ async def test_certificates_rotated_on_disk_are_picked_up_without_losing_an_even
 
 
 async def test_certificates_that_do_not_fit_together_yet_disturb_nothing(
-    own_etcd_server: EtcdServer, prefix: str, caplog: pytest.LogCaptureFixture
+    own_etcd_server: EtcdServer, prefix: str
 ) -> None:
     async with Etcd(own_etcd_server.config(), reload_every=0.02) as etcd:
         copy = Copy(etcd, prefix)
@@ -186,11 +186,13 @@ async def test_certificates_that_do_not_fit_together_yet_disturb_nothing(
             _, key = own_etcd_server.pair("admin")
             before = key.read_bytes()
             key.write_bytes(own_etcd_server.pair("server")[1].read_bytes())
-            await until(lambda: "is no key for the certificate" in caplog.text)
+            await until(lambda: etcd.certificate_problem is not None)
+            assert "is no key for the certificate" in str(etcd.certificate_problem)
             await etcd.put(f"{prefix}a".encode(), b"1")
             await until(lambda: copy.rows == {"a": "1"})
             key.write_bytes(before)
             await until(lambda: copy.health.reconnects == 1 and copy.health.connected)
+            assert etcd.certificate_problem is None
 
 
 async def test_a_bad_row_is_skipped_and_reported_and_takes_the_good_one_that_it_replaced_away(

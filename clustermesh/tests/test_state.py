@@ -71,7 +71,7 @@ class FakeMap:
 def reconciler(
     table: Table[str, int], target: FakeMap, **options: Any
 ) -> Reconciler[str, int, int]:
-    return Reconciler(table, target, lambda row: row, **options)
+    return Reconciler(table, target, lambda _, row: row, **options)
 
 
 @contextlib.asynccontextmanager
@@ -225,7 +225,7 @@ async def test_a_row_that_the_target_shall_not_have_is_taken_from_it() -> None:
     table = Table[str, int]("t")
     writer = table.writer("c1")
     writer.replace({"odd": 1, "even": 2})
-    subject = Reconciler(table, target, lambda row: row if row % 2 == 0 else None)
+    subject = Reconciler(table, target, lambda _, row: row if row % 2 == 0 else None)
     async with running(subject.run()):
         await settle()
         assert target.rows == {"even": 2}
@@ -244,7 +244,7 @@ async def test_after_repair_follows_only_a_complete_one() -> None:
     async def note() -> None:
         seen.append(dict(target.rows))
 
-    subject = Reconciler(table, target, lambda row: row, note, grace=1)
+    subject = Reconciler(table, target, lambda _, row: row, note, grace=1)
     async with running(subject.run()):
         await asyncio.sleep(2)
         assert seen == []

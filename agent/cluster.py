@@ -1,0 +1,320 @@
+"""One cluster as it is read from an etcd: introduced, believed or refused, and then followed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+from clustermesh import kinds
+from clustermesh.errors import BadRowError, UserError
+from clustermesh.etcd import Etcd, EtcdConfig, EtcdError, Health, etcd_source, probe
+from clustermesh.kinds import Kind, Owner
+from clustermesh.model import ClusterConfig, ClusterId, ClusterName
+from clustermesh.state import Table, Writer, replicate
+from clustermesh.status import Remote, RemoteState, RowFailure
+
+from .cache import Cache, Snapshot
+from .tables import Read
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY: Final = 10.0  # seconds between looks at cluster-config and heartbeat
+_CANARY_EVERY: Final = 0.2  # seconds
+_RETRY_MIN: Final = 0.25  # seconds
+_RETRY_MAX: Final = 15.0
+_SAVE_EVERY: Final = 30.0
+
+
+class RefusedError(Exception):
+    """A cluster is not who it should be; the message says why."""
+
+
+class ClusterIds:
+    """Which cluster has which id. The first that has one keeps it while it is connected."""
+
+    def __init__(self, own: ClusterName, own_id: ClusterId, max_connected_clusters: int) -> None:
+        self.own: Final = own
+        self.max_connected_clusters: Final = max_connected_clusters
+        self._names: dict[ClusterId, ClusterName] = {own_id: own}
+
+    def claim(self, cluster: ClusterName, config: ClusterConfig) -> None:
+        """
+        Let `cluster` have the id of its config.
+
+        Raises:
+            RefusedError: another one has it, or the clusters disagree about how many there can be.
+        """
+        if config.max_connected_clusters != self.max_connected_clusters:
+            raise RefusedError(
+                f"it allows {config.max_connected_clusters} clusters, and we "
+                f"{self.max_connected_clusters}: --max-connected-clusters must be the same in all"
+            )
+        holder = self._names.get(config.id, cluster)
+        if holder != cluster:
+            whose = "our own" if holder == self.own else f"that of {holder}"
+            raise RefusedError(f"its cluster id {config.id} is {whose}: give it another one")
+        if cluster == self.own and config.id not in self._names:
+            raise RefusedError(f"our own etcd says that our cluster id is {config.id}")
+        self.release(cluster)
+        self._names[config.id] = cluster
+
+    def release(self, cluster: ClusterName) -> None:
+        """`cluster` has left."""
+        if cluster != self.own:
+            self._names = {i: name for i, name in self._names.items() if name != cluster}
+
+
+@dataclass
+class _Feed(Generic[K, V]):
+    """One kind of row of one cluster, on its way into a table."""
+
+    kind: Kind[K, V]
+    writer: Writer[K, V]
+    health: Health
+    bad: dict[str, str] = field(default_factory=dict)  # why a row is skipped at present, by key
+
+    async def run(self, etcd: Etcd, owner: Owner, *, cached: bool) -> None:
+        prefix = self.kind.prefix(owner.cluster, cached=cached)
+
+        def decode_key(key: bytes) -> K:
+            text = key.decode(errors="replace")
+            self.bad.pop(text, None)
+            return self.kind.parse_key(text.removeprefix(prefix))
+
+        def decode(key: bytes, value: bytes) -> tuple[K, V]:
+            row_key = decode_key(key)
+            return row_key, self.kind.decode(owner, row_key, value)
+
+        def on_bad(key: bytes, error: BadRowError) -> None:
+            self.bad[key.decode(errors="replace")] = str(error)
+
+        await replicate(
+            etcd_source(etcd, prefix, decode, decode_key, health=self.health, on_bad=on_bad),
+            self.writer,
+        )
+
+    def encoded(self) -> list[tuple[str, bytes]]:
+        rows = tuple(self.writer.own.items())
+        return [(self.kind.key(key), self.kind.encode(row)) for key, row in rows]
+
+    def restore(self, owner: Owner, rows: Iterator[tuple[str, bytes]]) -> None:
+        for text, value in rows:
+            try:
+                key = self.kind.parse_key(text)
+                self.writer.put(key, self.kind.decode(owner, key, value))
+            except BadRowError as error:
+                log.warning("cache: %s: skipped %s: %s", owner.cluster, text, error)
+
+
+class ClusterReader:
+    """
+    Follows one cluster, ours or another, into the agent's tables.
+
+    Losing the connection, or the reader being stopped, withdraws nothing; only `leave` does.
+    """
+
+    def __init__(self, name: ClusterName, ids: ClusterIds, tables: Read, cache: Cache) -> None:
+        """Open the cluster's writers, and put into them what it said last, if that is known."""
+        self.name: Final = name
+        self._ids = ids
+        self._cache = cache
+        self._config: ClusterConfig | None = None
+        self._state = RemoteState.CONNECTING
+        self._since = time.monotonic()
+        self._last_error: str | None = None
+        self._saved = 0
+        services = kinds.LOCAL_SERVICES if name == ids.own else kinds.SERVICES
+        self.feeds: Final[dict[str, _Feed[Any, Any]]] = {
+            "nodes": self._feed(kinds.NODES, tables.nodes),
+            "services": self._feed(services, tables.services),
+            "identities": self._feed(kinds.IDENTITIES, tables.identities),
+            "endpoints": self._feed(kinds.ENDPOINTS, tables.endpoints),
+        }
+        self._restore()
+
+    async def run(self, read_config: Callable[[], EtcdConfig]) -> None:
+        """
+        Follow the cluster until cancelled.
+
+        Args:
+            read_config: how its etcd is reached. May raise UserError: then nothing else is tried.
+        """
+        try:
+            config = read_config()
+        except UserError as error:
+            self._enter(RemoteState.FAILED, str(error))
+            return
+        saver = asyncio.create_task(self._save_now_and_then(), name=f"cache {self.name}")
+        try:
+            async with Etcd(config) as etcd:
+                await self._follow(etcd)
+        finally:
+            saver.cancel()
+            await asyncio.gather(saver, return_exceptions=True)
+
+    async def nodes_known(self) -> None:
+        """Wait until the cluster's nodes are known, if only from the last time."""
+        nodes = self.feeds["nodes"].writer
+        while not (nodes.listed or nodes.own):  # noqa: ASYNC110 - no watch tells of an empty list
+            await asyncio.sleep(_CANARY_EVERY)
+
+    def leave(self) -> None:
+        """The cluster is not connected any more: withdraw all it said."""
+        for feed in self.feeds.values():
+            feed.writer.close()
+        self._ids.release(self.name)
+        self._cache.forget(self.name)
+
+    def status(self) -> Remote:
+        """How it goes."""
+        state, error = self._state, self._last_error
+        down = next((h for h in self._healths() if h.listings and not h.connected), None)
+        if state in {RemoteState.READY, RemoteState.LISTING} and down is not None:
+            state, error = RemoteState.FAILED, down.last_error
+        elif state is RemoteState.LISTING and all(f.writer.listed for f in self.feeds.values()):
+            state = RemoteState.READY
+        return Remote(
+            cluster=self.name,
+            id=self._config.id if self._config else None,
+            state=state,
+            since=round(time.monotonic() - self._since, 1),
+            last_error=error or next((h.last_error for h in self._healths() if h.last_error), None),
+            **{name: len(feed.writer.own) for name, feed in self.feeds.items()},
+            bad_rows=sum(h.bad_rows for h in self._healths()),
+            last_bad_row=next((h.last_bad_row for h in self._healths() if h.last_bad_row), None),
+        )
+
+    def bad_rows(self, kind: str) -> Iterator[RowFailure]:
+        """The rows that are skipped at present."""
+        for key, error in self.feeds[kind].bad.items():
+            yield RowFailure(key=key, error=error, origin=self.name)
+
+    def _feed(self, kind: Kind[K, V], table: Table[K, V]) -> _Feed[K, V]:
+        return _Feed(kind, table.writer(self.name), Health(f"{self.name} {kind.name}"))
+
+    def _healths(self) -> Iterator[Health]:
+        return (feed.health for feed in self.feeds.values())
+
+    async def _follow(self, etcd: Etcd) -> None:
+        wait = _RETRY_MIN
+        while True:
+            try:
+                config = await self._introduce(etcd)
+                self._ids.claim(self.name, config)
+            except RefusedError as error:
+                self._enter(RemoteState.REFUSED, str(error))
+                wait = _LOOK_EVERY
+            except EtcdError as error:
+                cause = await asyncio.to_thread(probe, etcd.config)
+                self._enter(RemoteState.FAILED, cause or str(error))
+            else:
+                wait = _RETRY_MIN
+                self._config = config
+                self._enter(RemoteState.LISTING, None)
+                reason = await self._read(etcd, config)
+                self._enter(RemoteState.CONNECTING, reason)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, _RETRY_MAX)
+
+    async def _introduce(self, etcd: Etcd) -> ClusterConfig:
+        value = await etcd.get(kinds.cluster_config_key(self.name).encode())
+        if value is None:
+            raise RefusedError(
+                f"its etcd knows no cluster {self.name!r}: is it still starting, or is the file in "
+                "--clusters-dir named after another one?"
+            )
+        try:
+            return kinds.decode_cluster_config(value)
+        except BadRowError as error:
+            raise RefusedError(f"its cluster-config makes no sense: {error}") from None
+
+    async def _read(self, etcd: Etcd, config: ClusterConfig) -> str:
+        """Follow every kind, until the cluster changes its config or its heart stops; say which."""
+        owner = Owner(self.name, config.id, config.max_connected_clusters)
+        async with asyncio.TaskGroup() as tasks:
+            readers = [
+                tasks.create_task(
+                    self._read_kind(etcd, owner, feed, config), name=f"{self.name} {name}"
+                )
+                for name, feed in self.feeds.items()
+            ]
+            reason = await self._until_doubtful(etcd, config)
+            for reader in readers:
+                reader.cancel()
+        return reason
+
+    async def _read_kind(
+        self, etcd: Etcd, owner: Owner, feed: _Feed[Any, Any], config: ClusterConfig
+    ) -> None:
+        canary = feed.kind.canary(self.name, cached=config.cached).encode()
+        while config.synced_canaries:
+            try:
+                if await etcd.get(canary) is not None:
+                    break
+            except EtcdError as error:
+                feed.health.down(error)
+            await asyncio.sleep(_CANARY_EVERY)
+        await feed.run(etcd, owner, cached=config.cached)
+
+    async def _until_doubtful(self, etcd: Etcd, config: ClusterConfig) -> str:
+        beat, beat_at = None, time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            try:
+                if await self._introduce(etcd) != config:
+                    return "its cluster-config has changed"
+                seen = await etcd.get(kinds.HEARTBEAT.encode())
+            except RefusedError:
+                continue  # it is put back within seconds, or the heart stops
+            except EtcdError:
+                continue  # the sources know, and say so
+            if seen != beat:
+                beat, beat_at = seen, time.monotonic()
+            elif time.monotonic() - beat_at > kinds.HEARTBEAT_LOST:
+                return f"no heartbeat for {kinds.HEARTBEAT_LOST:.0f} s: is its apiserver running?"
+
+    def _enter(self, state: RemoteState, error: str | None) -> None:
+        if error and error != self._last_error:
+            log.warning("cluster %s: %s: %s", self.name, state, error)
+        if state is not self._state:
+            self._since = time.monotonic()
+        self._state, self._last_error = state, error
+
+    def _restore(self) -> None:
+        snapshot = self._cache.load(self.name)
+        if snapshot is None:
+            return
+        config = ClusterConfig(snapshot.id, self._ids.max_connected_clusters)
+        try:
+            self._ids.claim(self.name, config)
+        except RefusedError as error:
+            log.warning("cluster %s: its last known state is not used: %s", self.name, error)
+            return
+        owner = Owner(self.name, config.id, config.max_connected_clusters)
+        for name, feed in self.feeds.items():
+            feed.restore(owner, iter(snapshot.rows.get(name, ())))
+
+    async def _save_now_and_then(self) -> None:
+        """Keep the cache fresh: soon after the first listing, then at intervals, and at the end."""
+        try:
+            while True:
+                await asyncio.sleep(_SAVE_EVERY if self._saved else 1)
+                await asyncio.to_thread(self._save)
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        received = sum(health.rows for health in self._healths())
+        if self._config is None or received == self._saved:
+            return
+        if all(feed.writer.listed for feed in self.feeds.values()):
+            rows = {name: feed.encoded() for name, feed in self.feeds.items()}
+            self._cache.save(self.name, Snapshot(self._config.id, rows))
+            self._saved = received

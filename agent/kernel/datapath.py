@@ -1,0 +1,201 @@
+"""
+What this node's kernel does for the mesh: load it, or adopt what an earlier agent left running.
+
+    Datapath.open()     programs are loaded afresh; maps of the same schema come with their content
+    (fill the maps)     at once right if adopted, else the reconcilers' first pass
+    attach_sockets()    links that are there get the new programs in place, nothing is missed
+    attach_tunnel()
+    settle()            older schemas and links that nobody claimed are removed
+
+Until something is attached, whatever an earlier agent left goes on with its own maps. So a change
+of a map's size or layout costs nothing but the time to fill a second set of maps.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from agent.kernel import bpf, contents, pins
+from agent.kernel.bpf import AttachType, Object
+from agent.kernel.layouts import Direction, DropReason
+from agent.kernel.pins import Limits, Pins
+from clustermesh.errors import UserError
+
+_OBJECTS: Final = Path(__file__).with_name("objects")
+
+_SOCKET_PROGRAMS: Final = {
+    "connect4": AttachType.CONNECT4,
+    "connect6": AttachType.CONNECT6,
+    "sendmsg4": AttachType.SENDMSG4,
+    "sendmsg6": AttachType.SENDMSG6,
+    "recvmsg4": AttachType.RECVMSG4,
+    "recvmsg6": AttachType.RECVMSG6,
+    "getpeername4": AttachType.GETPEERNAME4,
+    "getpeername6": AttachType.GETPEERNAME6,
+}
+_TUNNEL_PROGRAMS: Final = {
+    "tunnel_egress": AttachType.TCX_EGRESS,
+    "tunnel_ingress": AttachType.TCX_INGRESS,
+}
+
+_KEPT: Final = ("connections", "sessions", "drops", "counters")
+"""Maps that programs fill. A new schema with the same layouts shares them, rather than forget."""
+
+
+class Datapath:
+    """
+    The programs and maps of one node.
+
+    Use one per bpffs, and stay in the node's network namespace: the kernel finds interfaces in that
+    of the calling thread.
+    """
+
+    def __init__(self, pins_: Pins, sockets: Object, tunnel: Object) -> None:
+        """Use `open` instead."""
+        self.adopted = pins_.is_current
+        """Whether the maps hold what an earlier agent wrote, and are in use. If not, attach only
+        when they are filled: what is attached now still uses full ones."""
+        self.frontends: Final = sockets.map("frontends")
+        self.backends: Final = sockets.map("backends")
+        self.ipcache: Final = tunnel.map("ipcache")
+        self._drops = sockets.map("drops")
+        self._counters = tunnel.map("counters")
+        self._pins = pins_
+        self._sockets = sockets
+        self._tunnel = tunnel
+        self._attached: set[str] = set()
+
+    @classmethod
+    def open(
+        cls, bpffs: Path, limits: Limits | None = None, *, max_connected_clusters: int = 255
+    ) -> Datapath:
+        """
+        Load the programs, with the maps that are pinned in `bpffs` or new ones. Attaches nothing.
+
+        Raises:
+            UserError: not root, no bpffs, or a kernel that does not take the programs.
+        """
+        limits = limits or Limits()
+        shift = 16 if max_connected_clusters == 255 else 15  # see model.identity_range
+        pins_ = Pins(bpffs, limits)
+        with _explained("load BPF programs", "Linux 5.15 or newer"), ExitStack() as undo:
+            if not bpffs.is_dir() or not bpf.is_bpffs(bpffs):
+                raise UserError(f"{bpffs} is no BPF file system", hint=f"mount -t bpf bpf {bpffs}")
+            pins_.create()
+            _share_kept_maps(pins_)
+            loaded = []
+            for name, settings in {
+                "socket": {"has_set_retval": bytes([bpf.has_set_retval()])},
+                "tunnel": {"identity_shift": struct.pack("=I", shift)},
+            }.items():
+                path = _OBJECTS / f"{name}.bpf.o"
+                obj = Object(path, pins_.maps, settings=settings, max_entries=limits.sizes())
+                undo.callback(obj.close)
+                loaded.append(obj)
+            datapath = cls(pins_, *loaded)
+            undo.pop_all()
+            return datapath
+
+    def attach_sockets(self, cgroup: Path) -> None:
+        """
+        Balance the socket calls of every process in `cgroup` and below it.
+
+        Raises:
+            UserError: it is no cgroup2 directory.
+        """
+        hint = "findmnt -t cgroup2 lists where it is mounted"
+        try:
+            fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"there is no directory {cgroup}", hint=hint) from error
+        try:
+            with _explained("balance socket calls", "Linux 5.8 or newer"):
+                for name, type_ in _SOCKET_PROGRAMS.items():
+                    self._attach(self._sockets, name, fd, type_)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise UserError(f"{cgroup} is no cgroup2 directory", hint=hint) from error
+            raise
+        finally:
+            os.close(fd)
+
+    def attach_tunnel(self, ifindex: int) -> None:
+        """
+        Give the VXLAN device `ifindex` its tunnel keys, and check what comes out of it.
+
+        Idempotent. Call it again when the device was made anew.
+
+        Raises:
+            UserError: the kernel has no TCX.
+            OSError: ENODEV, there is no such device in this network namespace.
+        """
+        with _explained("attach to the tunnel device", "TCX: Linux 6.6 or newer"):
+            for name, type_ in _TUNNEL_PROGRAMS.items():
+                self._attach(self._tunnel, name, ifindex, type_)
+
+    def settle(self) -> None:
+        """
+        Remove what older agents left: maps of other schemas, and links not attached since `open`.
+
+        To be called once everything is attached.
+        """
+        for pin in tuple(self._pins.links.iterdir()):
+            if pin.name not in self._attached:
+                pin.unlink()
+        self._pins.settle()
+
+    def drops(self) -> Mapping[DropReason, int]:
+        """Dropped packets and refused calls since the node started."""
+        return contents.read_drops(self._drops)
+
+    def counters(self) -> Mapping[Direction, contents.Traffic]:
+        """What the tunnel carried since the node started."""
+        return contents.read_counters(self._counters)
+
+    def close(self) -> None:
+        """Let go of everything. What is attached goes on."""
+        for map_ in (self.frontends, self.backends, self.ipcache, self._drops, self._counters):
+            map_.close()
+        self._sockets.close()
+        self._tunnel.close()
+
+    @staticmethod
+    def remove(bpffs: Path) -> None:
+        """Detach and forget everything of ours in `bpffs`. Established connections stay."""
+        pins.remove(bpffs)
+
+    def _attach(self, obj: Object, name: str, target: int, type_: AttachType) -> None:
+        bpf.attach(obj.program(name), target, type_, self._pins.links / name)
+        self._attached.add(name)
+
+
+def _share_kept_maps(pins_: Pins) -> None:
+    """Pin those maps of the schema in use that the new one can go on with."""
+    older = pins_.predecessor
+    for name in _KEPT if older else ():
+        if older and (older / name).exists() and not (pins_.maps / name).exists():
+            fd = bpf.open_pin(older / name)
+            try:
+                bpf.pin_at(fd, pins_.maps / name)
+            finally:
+                os.close(fd)
+
+
+@contextmanager
+def _explained(what: str, needs: str) -> Iterator[None]:
+    """Make of what the kernel refuses a UserError, if a user can do something about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.EPERM, errno.EACCES}:
+            hint = "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+            raise UserError(f"not allowed to {what}: {error}", hint=hint) from error
+        if error.errno in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+            raise UserError(f"this kernel cannot {what}: {error}", hint=needs) from error
+        raise

@@ -1,0 +1,92 @@
+"""What this node's network is like: the facts that routes are made from."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from pyroute2 import AsyncIPRoute
+
+from clustermesh.model import IPAddress, IPNetwork
+
+_RT_TABLE_MAIN: Final = 254
+_RT_SCOPE_UNIVERSE: Final = 0
+
+IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """A node's devices and addresses, at one moment."""
+
+    underlay: str  # the device towards the other nodes
+    mtu: int  # of that device
+    addresses: tuple[tuple[str, IPInterface], ...] = ()  # global ones, by device
+    pod_cidrs: tuple[IPNetwork, ...] = ()  # this node's own
+
+    def source(self, version: int) -> IPAddress | None:
+        """
+        An address of this node inside its own pod CIDRs, of IP version 4 or 6.
+
+        The other clusters know whose it is and how to reach it, whatever the node's own address is.
+        """
+        own = [cidr for cidr in self.pod_cidrs if cidr.version == version]
+        return next(
+            (a.ip for _, a in self.addresses if any(a.ip in cidr for cidr in own)),
+            None,
+        )
+
+    def device_towards(self, address: IPAddress) -> str:
+        """The device on whose segment `address` is; the underlay if it is on none."""
+        return next((device for device, a in self.addresses if address in a.network), self.underlay)
+
+
+async def read_facts(
+    ip: AsyncIPRoute,
+    *,
+    node_ips: Collection[IPAddress] = (),
+    pod_cidrs: tuple[IPNetwork, ...] = (),
+) -> Facts:
+    """
+    The facts of the network namespace that `ip` was opened in.
+
+    Args:
+        node_ips: the node's addresses; the underlay is the device that has one of them, and
+            without any it is the device of the default route.
+        pod_cidrs: the node's own.
+
+    Raises:
+        OSError: ENODEV when no device is the underlay.
+    """
+    links = {link["index"]: link async for link in await ip.get_links()}
+    addresses: list[tuple[str, IPInterface]] = [
+        (links[a["index"]].get("ifname"), ip_interface(f"{_local(a)}/{a['prefixlen']}"))
+        async for a in await ip.get_addr()
+        if a["index"] in links and a["scope"] == _RT_SCOPE_UNIVERSE
+    ]
+    name = next((device for device, a in addresses if a.ip in node_ips), None)
+    if name is None and not node_ips:
+        name = await _default_device(ip, links)
+    if name is None:
+        what = f"has {' or '.join(map(str, node_ips))}" if node_ips else "has a default route"
+        raise OSError(errno.ENODEV, f"no network device of this node {what}")
+    mtu = next(link.get("mtu") for link in links.values() if link.get("ifname") == name)
+    return Facts(name, mtu, tuple(addresses), pod_cidrs)
+
+
+def _local(address: Any) -> str:
+    """On a point-to-point device `address` is the other end's."""
+    return str(address.get("local") or address.get("address"))
+
+
+async def _default_device(ip: AsyncIPRoute, links: dict[int, Any]) -> str | None:
+    found = []
+    async for route in await ip.get_default_routes(table=_RT_TABLE_MAIN):
+        device = route.get("oif")
+        if device is None and route.get("multipath"):
+            device = route.get("multipath")[0]["oif"]
+        if device in links:
+            found.append((route.get("priority") or 0, device))
+    return links[min(found)[1]].get("ifname") if found else None

@@ -1,0 +1,155 @@
+"""
+What others do to our routes and rules and to the devices, as it happens.
+
+A socket filter keeps out what is none of our business before it is queued: our own writes (by port
+id), and other tables, so that a BGP daemon which loads a full table into main costs us nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Final, TypeAlias
+
+import msgspec
+
+from clustermesh.model import IPNetwork
+
+from .route_messages import (
+    RT_TABLE_COMPAT,
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    TABLE,
+    messages,
+    parse_link,
+    parse_route,
+    parse_rule_table,
+)
+from .routes import open_netlink
+
+# linux/rtnetlink.h, linux/if.h, asm-generic/socket.h, linux/bpf_common.h
+_RTMGRP_LINK, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE = 0x1, 0x40, 0x400
+_IFF_UP = 0x1
+_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE = 0x80, 0x40000
+_SO_ATTACH_FILTER = 26
+_RECEIVE: Final = 1 << 16
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
+_TYPE, _PORT, _TABLE_BYTE = 4, 12, 20  # offsets in a route message
+
+
+class RouteChange(msgspec.Struct, frozen=True, gc=False):
+    """Somebody added, replaced or deleted a route in our table."""
+
+    prefix: IPNetwork
+
+
+class LinkChange(msgspec.Struct, frozen=True, gc=False):
+    """A device appeared, changed or (not `is_up`) went down or away."""
+
+    name: str
+    index: int
+    is_up: bool
+
+
+class RuleDeleted(msgspec.Struct, frozen=True, gc=False):
+    """Our table is no longer looked up."""
+
+
+class Overrun(msgspec.Struct, frozen=True, gc=False):
+    """The kernel had more to say than we could take: anything may have changed."""
+
+
+Change: TypeAlias = RouteChange | RuleDeleted | LinkChange | Overrun
+
+
+class RouteMonitor:
+    """Notifications of the network namespace of the thread that opened this, from then on."""
+
+    def __init__(self, ignore_port: int) -> None:
+        """
+        Args:
+            ignore_port: the port id of `RouteSocket`, whose writes are not reported.
+        """
+        self._socket = open_netlink(
+            *(_RTMGRP_LINK, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE),
+            *(_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE),
+        )
+        _attach(self._socket, _filter(ignore_port))
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self._socket.close()
+
+    def forget(self) -> None:
+        """Skip what has happened until now."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    self._socket.recv(_RECEIVE)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+
+    async def changes(self) -> AsyncIterator[list[Change]]:
+        """Batches of changes, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data = await loop.sock_recv(self._socket, _RECEIVE)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                yield [Overrun()]
+                continue
+            if batch := list(_parse(data)):
+                yield batch
+
+
+def _parse(data: bytes) -> list[Change]:
+    found: list[Change] = []
+    for message in messages(data):
+        if message.type in {RTM_NEWROUTE, RTM_DELROUTE}:
+            route = parse_route(message.payload)
+            if route and route.table == TABLE:
+                found.append(RouteChange(route.prefix))
+        elif message.type in {RTM_NEWLINK, RTM_DELLINK}:
+            link = parse_link(message.payload)
+            is_up = message.type == RTM_NEWLINK and bool(link.flags & _IFF_UP)
+            found.append(LinkChange(link.name, link.index, is_up))
+        elif message.type == RTM_DELRULE and parse_rule_table(message.payload) == TABLE:
+            found.append(RuleDeleted())
+    return found
+
+
+def _filter(ignore_port: int) -> list[tuple[int, int, int, int]]:
+    """Classic BPF: routes of a table above 255 that `ignore_port` did not cause, and the rest."""
+    return [
+        (_LOAD_HALF, 0, 0, _TYPE),  # loads are big endian, netlink is in the host's order
+        (_JUMP_EQUAL, 2, 0, socket.htons(RTM_NEWROUTE)),
+        (_JUMP_EQUAL, 1, 0, socket.htons(RTM_DELROUTE)),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_LOAD_BYTE, 0, 0, _TABLE_BYTE),
+        (_JUMP_EQUAL, 0, 2, RT_TABLE_COMPAT),
+        (_LOAD_WORD, 0, 0, _PORT),
+        (_JUMP_EQUAL, 0, 1, socket.htonl(ignore_port)),
+        (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+    ]
+
+
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+_PROGRAM: Final = struct.Struct("@HP")  # struct sock_fprog
+
+
+def _attach(to: socket.socket, program: list[tuple[int, int, int, int]]) -> None:
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in program))
+    fprog = _PROGRAM.pack(len(program), ctypes.addressof(code))
+    to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

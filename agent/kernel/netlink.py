@@ -1,0 +1,214 @@
+"""
+The agent's devices, rules and settings in a node's network stack.
+
+Everything is idempotent and adopts what a former agent left, since that is carrying traffic. All
+of it is in the network namespace of the thread that opened the `Netlink`: an agent is started
+inside its node's, and never looks into another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Collection, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from clustermesh.model import IPAddress, IPNetwork
+
+from .facts import Facts, read_facts
+from .monitor import RouteMonitor
+from .route_messages import PROTOCOL, TABLE
+from .routes import RouteSocket, has_ipv6
+
+log = logging.getLogger(__name__)
+
+# STABLE API: adopted by the next agent, and what uninstall removes.
+TUNNEL_DEVICE: Final = "cm_vxlan"
+TUNNEL_PORT: Final = 8472  # as Cilium's
+RULE_PRIORITY: Final = 195  # after `local` (0), before what the common CNIs add (512 and up)
+
+OVERHEAD: Final = {4: 50, 6: 70}
+"""Bytes that VXLAN adds, by IP version of the outside: inner Ethernet 14, VXLAN 8, UDP 8, IP."""
+
+_IFF_NOARP: Final = 0x80
+_SYSCTL: Final = Path("/proc/sys/net")
+
+_TUNNEL: Final = {
+    "vxlan_collect_metadata": 1,
+    "vxlan_learning": 0,
+    # Outside IPv6 a zero checksum has to be allowed; the inner packet has one of its own.
+    "vxlan_udp_zero_csum6_tx": 1,
+    "vxlan_udp_zero_csum6_rx": 1,
+}
+
+
+class Netlink:
+    """What the agent needs of rtnetlink. Open it with `Netlink.open()`."""
+
+    def __init__(self, ip: AsyncIPRoute, routes: RouteSocket, monitor: RouteMonitor) -> None:
+        self.ip = ip
+        self.routes = routes
+        self.monitor = monitor
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls) -> AsyncIterator[Netlink]:
+        """Open the sockets for as long as the context lasts. Closing them changes nothing."""
+        routes = RouteSocket()
+        monitor = RouteMonitor(routes.port)
+        try:
+            async with AsyncIPRoute() as ip:
+                yield cls(ip, routes, monitor)
+        finally:
+            routes.close()
+            monitor.close()
+
+    async def facts(
+        self, *, node_ips: Collection[IPAddress] = (), pod_cidrs: tuple[IPNetwork, ...] = ()
+    ) -> Facts:
+        """See `read_facts`."""
+        with _oserror("reading this node's addresses"):
+            return await read_facts(self.ip, node_ips=node_ips, pod_cidrs=pod_cidrs)
+
+    async def ensure_tunnel_device(self, mtu: int, port: int = TUNNEL_PORT) -> int:
+        """
+        Have the tunnel device, up and as it should be; return its interface index.
+
+        It carries both families, inside and outside: where a packet goes is not its business but
+        that of the BPF programs on it. A device with another port or mode is replaced, since the
+        kernel changes neither; MTU and flags are put right in place.
+
+        Args:
+            mtu: of the device: that of the underlay less `OVERHEAD[4]`. Routes to nodes that are
+                reached over IPv6 carry the smaller one.
+
+        Raises:
+            OSError: EEXIST when a device of this name is no VXLAN device, EADDRINUSE when another
+                tunnel device has the port.
+        """
+        with _oserror(f"{TUNNEL_DEVICE} on UDP port {port}"):
+            link = await self._link(TUNNEL_DEVICE)
+            if link is not None and not _is_tunnel(link, port):
+                log.warning("%s has another port or mode: it is made anew", TUNNEL_DEVICE)
+                await self.ip.link("del", index=link["index"])
+                link = None
+            if link is None:
+                wanted = {"ifname": TUNNEL_DEVICE, "kind": "vxlan", "vxlan_port": port, "mtu": mtu}
+                await self.ip.link("add", **wanted, **_TUNNEL)
+                link = await self._link(TUNNEL_DEVICE)
+                assert link is not None
+            index = int(link["index"])
+            if link.get("mtu") != mtu:
+                await self.ip.link("set", index=index, mtu=mtu)
+            if not link["flags"] & _IFF_NOARP:
+                await self.ip.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP)
+            if link["state"] != "up":
+                await self.ip.link("set", index=index, state="up")
+        # Loose, and not off, because the kernel takes the larger of this and `all`: a node that is
+        # strict everywhere would drop what other nodes' own addresses send through the tunnel.
+        _write_sysctl(f"ipv4/conf/{TUNNEL_DEVICE}/rp_filter", "2")
+        return index
+
+    async def ensure_forwarding(self, underlay: str) -> None:
+        """
+        Let this node forward packets, as every CNI does.
+
+        A host that forwards IPv6 stops listening to router advertisements, and would lose a default
+        route that it has from one: where this is what switches forwarding on, `underlay` is told to
+        go on listening.
+        """
+        _write_sysctl("ipv4/ip_forward", "1")
+        if has_ipv6() and _read_sysctl("ipv6/conf/all/forwarding") != "1":
+            if _read_sysctl(f"ipv6/conf/{underlay}/accept_ra") == "1":
+                _write_sysctl(f"ipv6/conf/{underlay}/accept_ra", "2")
+            _write_sysctl("ipv6/conf/all/forwarding", "1")
+
+    async def ensure_rule(self, table: int = TABLE, priority: int = RULE_PRIORITY) -> None:
+        """Have `table` looked up, for both families. A rule of ours that says otherwise goes."""
+        for family in _families():
+            found = False
+            for rule in await self._rules(family):
+                if (rule.get("table"), rule.get("priority"), found) == (table, priority, False):
+                    found = True
+                else:
+                    await self._delete_rule(family, rule)
+            if not found:
+                with _oserror(f"the rule for table {table}"):
+                    await self.ip.rule(
+                        "add", family=family, table=table, priority=priority, protocol=PROTOCOL
+                    )
+
+    async def remove_everything(self) -> None:
+        """
+        Take away all that any agent of ours has put here, for uninstall. Idempotent.
+
+        Forwarding stays on: others have come to need it.
+        """
+        for family in _families():
+            for rule in await self._rules(family):
+                await self._delete_rule(family, rule)
+        for error in (await self.routes.apply({}, list(await self.routes.dump()))).values():
+            raise error
+        link = await self._link(TUNNEL_DEVICE)
+        if link is not None and link.get(("linkinfo", "kind")) == "vxlan":
+            with _oserror(f"removing {TUNNEL_DEVICE}"):
+                await self.ip.link("del", index=link["index"])
+
+    async def _link(self, name: str) -> Any | None:
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            return None
+        with _oserror(f"reading {name}"):
+            return (await self.ip.link("get", index=index))[0]
+
+    async def _rules(self, family: int) -> list[Any]:
+        with _oserror("reading the routing rules"):
+            rules = [rule async for rule in await self.ip.get_rules(family=family)]
+        return [rule for rule in rules if rule.get("protocol") == PROTOCOL]
+
+    async def _delete_rule(self, family: int, rule: Any) -> None:
+        which = {"table": rule.get("table"), "priority": rule.get("priority")}
+        with _oserror("removing a routing rule"):
+            await self.ip.rule("del", family=family, protocol=PROTOCOL, **which)
+
+
+def _is_tunnel(link: Any, port: int) -> bool:
+    if link.get(("linkinfo", "kind")) != "vxlan":
+        raise OSError(
+            errno.EEXIST, f"{TUNNEL_DEVICE} is not a VXLAN device, so it is not ours: rename it"
+        )
+    data = link.get(("linkinfo", "data"))
+    has = {name: int(data.get(name) or 0) for name in _TUNNEL}
+    return has == _TUNNEL and data.get("vxlan_port") == port
+
+
+def _families() -> tuple[int, ...]:
+    return (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
+
+
+def _read_sysctl(name: str) -> str:
+    return (_SYSCTL / name).read_text().strip()
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    """Only when it differs: /proc/sys may be read-only, with the right values in it."""
+    if _read_sysctl(name) != value:
+        (_SYSCTL / name).write_text(value)
+
+
+@contextlib.contextmanager
+def _oserror(doing: str) -> Iterator[None]:
+    """Netlink's errors are the system's."""
+    try:
+        yield
+    except NetlinkError as error:
+        said = error.args[1] if len(error.args) > 1 else os.strerror(error.code)
+        raise OSError(error.code, f"{doing}: {said}") from error

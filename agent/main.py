@@ -1,0 +1,169 @@
+"""
+The agent: joins a node to the mesh. Read me first.
+
+    each etcd ──▶ tables ────rules────▶ tables ──reconcile──▶ this node's kernel
+    (cluster.py)  (tables.py, Read)     (Derived)             (node.py: targets/, kernel/)
+
+    nodes ─────cidrs──────────▶ cidrs ──┬─routes────▶ routes ────▶ netlink: our route table
+                                        ├─ipcache─┐
+    endpoints ─────────────────ipcache──┼─────────┴─▶ ipcache ───▶ BPF map
+    services ──frontends────────────────┴───────────▶ frontends ─▶ BPF maps of the socket LB
+
+A row's origin is its cluster. `cidrs` decides whose an address is; what a cluster says about
+another one's addresses counts for nothing in any of the rules after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from clustermesh.daemon import Daemon, run
+from clustermesh.etcd import read_config
+from clustermesh.model import ClusterId, ClusterName
+from clustermesh.state import derive, derive_whole
+from clustermesh.status import Cluster, RemoteState, RowFailure
+
+from . import show
+from .cache import Cache
+from .cluster import ClusterIds, ClusterReader
+from .node import BpfNode, Kernel, NoKernel
+from .remote import Remotes
+from .rules.cidrs import Owners, cidrs
+from .rules.ipcache import cidr_entries, endpoint_entries
+from .rules.routes import routes
+from .rules.services import frontends
+from .settings import AgentSettings
+from .tables import Derived, Read
+
+
+def main() -> None:
+    """Be the command `clustermesh-agent`."""
+    sys.exit(run("agent", AgentSettings, serve_node))
+
+
+async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
+    """Keep the node joined until cancelled. Stopping leaves everything in the kernel as it is."""
+    own = ClusterName(settings.cluster_name)
+    read, derived = Read(), Derived()
+    ids = ClusterIds(own, ClusterId(settings.cluster_id), settings.max_connected_clusters)
+    cache = Cache(settings.state_dir / own / settings.node_name)
+    home = ClusterReader(own, ids, read, cache)
+    remotes = Remotes(settings.clusters_dir, ids, read, cache)
+    await remotes.open()
+    node: Kernel = BpfNode(settings, read, derived) if settings.datapath == "bpf" else NoKernel()
+    async with node, asyncio.TaskGroup() as tasks:
+        _show(daemon, settings, read, derived, Parts(home, remotes, node))
+        tasks.create_task(
+            home.run(partial(read_config, settings.local_etcd_config)), name=f"cluster {own}"
+        )
+        tasks.create_task(remotes.run(), name="remote clusters")
+        # Whose an address is can be said only when our own addresses are known.
+        await home.nodes_known()
+        for name, derivation in _derivations(
+            own, read, derived, direct=settings.routing == "direct"
+        ):
+            tasks.create_task(derivation, name=f"derive {name}")
+        await node.run()
+
+
+def _derivations(
+    own: ClusterName, read: Read, derived: Derived, *, direct: bool
+) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+    """Every rule, from what it reads to what it writes."""
+    owner = Owners(derived.cidrs).owner
+    nodes = read.nodes
+
+    yield (
+        "cidrs",
+        derive_whole(
+            (nodes,),
+            derived.cidrs.writer("rule"),
+            lambda: cidrs((n for key in nodes.keys() for n in nodes.rows(key).values()), own),
+        ),
+    )
+    yield (
+        "routes",
+        derive(
+            (derived.cidrs,), derived.routes.writer("rule"), partial(routes, own=own, direct=direct)
+        ),
+    )
+    yield (
+        "ipcache of endpoints",
+        derive(
+            (read.endpoints,),
+            derived.ipcache.writer("endpoints"),
+            partial(endpoint_entries, own=own, owner=owner),
+            context=(derived.cidrs,),
+        ),
+    )
+    yield (
+        "ipcache of CIDRs",
+        derive((derived.cidrs,), derived.ipcache.writer("cidrs"), partial(cidr_entries, own=own)),
+    )
+    yield (
+        "frontends",
+        derive(
+            (read.services,),
+            derived.frontends.writer("rule"),
+            partial(frontends, own=own, owner=owner),
+            context=(derived.cidrs,),
+        ),
+    )
+
+
+class Parts(NamedTuple):
+    """What has a status of its own."""
+
+    home: ClusterReader
+    remotes: Remotes
+    node: Kernel
+
+
+def _show(
+    daemon: Daemon,
+    settings: AgentSettings,
+    read: Read,
+    derived: Derived,
+    parts: Parts,
+) -> None:
+    home, remotes, node = parts
+
+    def bad_rows(kind: str) -> Iterator[RowFailure]:
+        yield from home.bad_rows(kind)
+        yield from remotes.bad_rows(kind)
+
+    def unread() -> str | None:
+        status = home.status()
+        if status.state is RemoteState.READY:
+            return None
+        return f"our own etcd: {status.last_error or status.state}"
+
+    daemon.add_status("cluster", lambda: Cluster(settings.cluster_name, settings.cluster_id))
+    daemon.add_status("node", lambda: settings.node_name)
+    daemon.add_status("datapath", node.status)
+    daemon.add_status("home", home.status)
+    daemon.add_remotes(remotes.status)
+    daemon.add_readiness("cluster", unread)
+    daemon.add_readiness("datapath", node.unready)
+    daemon.add_table(
+        "services", read.services, show.service, bad_rows=partial(bad_rows, "services")
+    )
+    daemon.add_table("nodes", read.nodes, show.node, bad_rows=partial(bad_rows, "nodes"))
+    daemon.add_table(
+        "identities", read.identities, show.identity, bad_rows=partial(bad_rows, "identities")
+    )
+    daemon.add_table(
+        "endpoints", read.endpoints, show.endpoint, bad_rows=partial(bad_rows, "endpoints")
+    )
+    daemon.add_table("cidrs", derived.cidrs, show.cidr)
+    daemon.add_table(
+        "frontends", derived.frontends, show.frontend, reconcilers=node.reconcilers("frontends")
+    )
+    daemon.add_table("routes", derived.routes, show.route, reconcilers=node.reconcilers("routes"))
+    daemon.add_table(
+        "ipcache", derived.ipcache, show.ipcache, reconcilers=node.reconcilers("ipcache")
+    )

@@ -1,0 +1,189 @@
+"""The kernel of this node, where the derived tables are put: the wiring of the targets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from clustermesh.model import IPNetwork
+from clustermesh.state import Reconciler, Watch
+from clustermesh.status import Datapath as DatapathStatus
+
+from .kernel.datapath import Datapath
+from .kernel.facts import Facts
+from .kernel.netlink import Netlink
+from .kernel.route_messages import KernelRoute
+from .rows import Route
+from .settings import AgentSettings
+from .tables import Derived, Read
+from .targets.frontends import FrontendTarget
+from .targets.ipcache import IpcacheTarget
+from .targets.routes import RouteTarget, Routing, kernel_route, tunnel_mtu
+
+log = logging.getLogger(__name__)
+
+
+class Kernel(Protocol):
+    """A kernel to program, or none."""
+
+    async def __aenter__(self) -> Self:
+        """Open it. Raises UserError if it lacks something."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of it. What is programmed goes on."""
+
+    async def run(self) -> None:
+        """Keep it programmed until cancelled."""
+
+    def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
+        """Those that put `table` into it."""
+
+    def status(self) -> DatapathStatus:
+        """How it is."""
+
+    def unready(self) -> str | None:
+        """Why it does not carry traffic as it should; None when it does."""
+
+
+class NoKernel:
+    """`--datapath none`: everything is computed, and nothing is programmed."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    async def run(self) -> None:
+        """Nothing to keep."""
+        await asyncio.Event().wait()
+
+    def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
+        """None at all."""
+        del table
+        return ()
+
+    def status(self) -> DatapathStatus:
+        """There is none."""
+        return DatapathStatus(mode="none")
+
+    def unready(self) -> str | None:
+        """There is nothing to wait for."""
+        return None
+
+
+class BpfNode:
+    """
+    BPF programs and maps, the tunnel device and our route table, in this network namespace.
+
+    Programs are attached only when the maps have been filled once: until then whatever an earlier
+    agent left attached goes on with its own.
+    """
+
+    def __init__(self, settings: AgentSettings, read: Read, derived: Derived) -> None:
+        self._settings = settings
+        self._routing = Routing(settings.routing)
+        self._read = read
+        self._derived = derived
+        self._open = AsyncExitStack()
+        self._attached = False
+        self._facts: Facts | None = None
+        self._reconcilers: dict[str, Reconciler[Any, Any, Any]] = {}
+
+    async def __aenter__(self) -> Self:
+        settings, derived = self._settings, self._derived
+        self._datapath = Datapath.open(
+            settings.bpffs, max_connected_clusters=settings.max_connected_clusters
+        )
+        self._open.callback(self._datapath.close)
+        self._netlink = await self._open.enter_async_context(Netlink.open())
+        self._reconcilers = {
+            "frontends": Reconciler(
+                derived.frontends, FrontendTarget(self._datapath), lambda _, row: row.active()
+            ),
+            "ipcache": Reconciler(
+                derived.ipcache, IpcacheTarget(self._datapath), lambda _, row: row
+            ),
+            "routes": Reconciler(
+                derived.routes, RouteTarget(self._netlink, self._prepare), self._kernel_route
+            ),
+        }
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._open.__aexit__(kind, error, trace)
+
+    async def run(self) -> None:
+        """See Kernel. Raises UserError if the cgroup or the kernel lacks something."""
+        frontends, ipcache, routes = self._reconcilers.values()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(frontends.run(), name="reconcile frontends")
+            tasks.create_task(ipcache.run(), name="reconcile ipcache")
+            # Packets follow a route at once, so the node behind it must be known before.
+            await ipcache.synced.wait()
+            tasks.create_task(routes.run(), name="reconcile routes")
+            await frontends.synced.wait()
+            self._datapath.attach_sockets(self._settings.cgroup)
+            await routes.synced.wait()
+            self._datapath.settle()
+            self._attached = True
+            log.info("the datapath is attached: %s routing", self._routing)
+            async for names in Watch(self._read.nodes):
+                if self._settings.node_name in names:
+                    routes.compare_soon()  # our own addresses may have changed
+
+    def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
+        """See Kernel."""
+        return (self._reconcilers[table],)
+
+    def status(self) -> DatapathStatus:
+        """See Kernel."""
+        drops = {reason.name: count for reason, count in self._datapath.drops().items() if count}
+        return DatapathStatus(
+            mode="bpf", routing=self._routing, attached=self._attached, drops=drops
+        )
+
+    def unready(self) -> str | None:
+        """See Kernel."""
+        if self._attached:
+            return None
+        waiting = [name for name, r in self._reconcilers.items() if not r.synced.is_set()]
+        return f"not attached: waiting for {', '.join(waiting)}"
+
+    async def _prepare(self) -> None:
+        """Have the device and the rule that routes need, and know this node's addresses."""
+        name, cluster = self._settings.node_name, self._settings.cluster_name
+        node = self._read.nodes.rows(name).get(cluster)
+        self._facts = await self._netlink.facts(
+            node_ips=[ip for kind, ip in node.addresses if kind == "InternalIP"] if node else (),
+            pod_cidrs=node.pod_cidrs if node else (),
+        )
+        await self._netlink.ensure_forwarding(self._facts.underlay)
+        if self._routing is Routing.TUNNEL:
+            device = await self._netlink.ensure_tunnel_device(tunnel_mtu(self._facts))
+            self._datapath.attach_tunnel(device)
+        await self._netlink.ensure_rule()
+
+    def _kernel_route(self, prefix: IPNetwork, route: Route) -> KernelRoute | None:
+        if self._facts is None:
+            return None
+        return kernel_route(prefix, route, self._routing, self._facts)

@@ -1,0 +1,149 @@
+"""
+Which addresses belong to which cluster, and who is refused what is somebody else's.
+
+Whether two CIDRs overlap is a property of all of them, so this rule looks at everything at once.
+CIDRs either nest or are disjoint, so an overlap is an accepted one above or below.
+
+Of two clusters that claim an address our own wins, always, and of two others the one with the
+lower cluster id: every agent comes to the same answer, whatever it heard first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_network
+from typing import NamedTuple
+
+import msgspec
+
+from agent.rows import Cidr
+from clustermesh.model import ClusterName, IPAddress, IPNetwork, Node
+from clustermesh.state import Table
+
+
+class CidrKey(NamedTuple):
+    """A claim: these addresses belong to this node of this cluster."""
+
+    cidr: IPNetwork
+    cluster: ClusterName
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.cidr} of {self.cluster}/{self.node}"
+
+
+def cidrs(nodes: Iterable[Node], own: ClusterName) -> Mapping[CidrKey, Cidr]:
+    """What every node claims: its pod CIDRs and its own addresses; refused where it overlaps."""
+    claims = sorted(
+        ((key, claim) for node in nodes for key, claim in _claims(node)),
+        key=lambda item: (
+            item[1].cluster != own,
+            item[1].cluster_id,
+            item[0].cidr.version,
+            item[0].cidr.network_address,
+            item[0].cidr.prefixlen,
+            item[0].node,
+        ),
+    )
+    accepted = _Accepted()
+    rows: dict[CidrKey, Cidr] = {}
+    for key, claim in claims:
+        holder = accepted.holder(key)
+        if holder is None:
+            accepted.add(key)
+            rows[key] = claim
+        else:
+            rows[key] = msgspec.structs.replace(claim, refused=f"overlaps {holder}")
+    return rows
+
+
+def _claims(node: Node) -> Iterator[tuple[CidrKey, Cidr]]:
+    addresses = tuple(ip for kind, ip in node.addresses if kind == "InternalIP")
+    for is_node, networks in (
+        (False, node.pod_cidrs),
+        (True, tuple(ip_network(ip) for _, ip in node.addresses)),
+    ):
+        for cidr in networks:
+            claim = Cidr(node.cluster, node.cluster_id, node.name, addresses, is_node)
+            yield CidrKey(cidr, node.cluster, node.name), claim
+
+
+class _Accepted:
+    """The claims that stand so far, to find one that overlaps another."""
+
+    def __init__(self) -> None:
+        self._by_cidr: dict[IPNetwork, CidrKey] = {}
+        self._lengths: dict[int, set[int]] = {4: set(), 6: set()}
+        self._starts: dict[int, list[tuple[int, int]]] = {4: [], 6: []}  # (first address, length)
+
+    def add(self, key: CidrKey) -> None:
+        cidr = key.cidr
+        self._by_cidr[cidr] = key
+        self._lengths[cidr.version].add(cidr.prefixlen)
+        insort(self._starts[cidr.version], (int(cidr.network_address), cidr.prefixlen))
+
+    def holder(self, key: CidrKey) -> CidrKey | None:
+        """A claim that `key` may not stand beside: of another cluster, or of the same addresses."""
+        for other in self._overlapping(key.cidr):
+            if other.cluster != key.cluster or other.cidr == key.cidr:
+                return other
+        return None
+
+    def _overlapping(self, cidr: IPNetwork) -> Iterator[CidrKey]:
+        for length in self._lengths[cidr.version]:
+            if length <= cidr.prefixlen:
+                above = self._by_cidr.get(cidr.supernet(new_prefix=length))
+                if above is not None:
+                    yield above
+        starts = self._starts[cidr.version]
+        first = int(cidr.network_address)
+        for start, length in starts[bisect_left(starts, (first, cidr.prefixlen + 1)) :]:
+            if start > int(cidr.broadcast_address):
+                return
+            if length > cidr.prefixlen:
+                yield self._by_cidr[type(cidr)((start, length))]
+
+
+class Owners:
+    """
+    Whose an address is, by the claims of a table that are not refused. Follows it synchronously.
+
+    An address is looked up in one dict for each prefix length that occurs, longest first.
+    """
+
+    def __init__(self, table: Table[CidrKey, Cidr]) -> None:
+        self._table = table
+        self._claims: dict[tuple[int, int], dict[int, tuple[CidrKey, Cidr]]] = {}
+        table.listeners.add(self)
+        for key in table.keys():
+            self.touch(key)
+
+    def owner(self, ip: IPAddress) -> Cidr | None:
+        """The most specific claim that `ip` is in; None if it is nobody's that we know."""
+        number, bits = int(ip), ip.max_prefixlen
+        for (version, length), claims in self._claims.items():
+            if version == ip.version:
+                shift = bits - length
+                if (found := claims.get(number >> shift << shift)) is not None:
+                    return found[1]
+        return None
+
+    def touch(self, key: CidrKey) -> None:
+        """A claim has come, changed or gone."""
+        cidr, row = key.cidr, self._table.first(key)
+        claims = self._claims_of(cidr.version, cidr.prefixlen)
+        start = int(cidr.network_address)
+        if row is not None and not row.refused:
+            claims[start] = key, row
+        elif start in claims and claims[start][0] == key:  # else it has another holder by now
+            del claims[start]
+
+    def wake(self) -> None:
+        """Readiness changes nothing."""
+
+    def _claims_of(self, version: int, length: int) -> dict[int, tuple[CidrKey, Cidr]]:
+        if (version, length) not in self._claims:
+            self._claims[version, length] = {}
+            self._claims = dict(sorted(self._claims.items(), reverse=True))
+        return self._claims[version, length]

@@ -1,0 +1,33 @@
+"""Which pod CIDRs this node routes to the nodes of other clusters, and to which address of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.rows import Cidr, Route
+from clustermesh.model import ClusterName, IPAddress, IPNetwork
+
+from .cidrs import CidrKey
+
+
+def routes(
+    key: CidrKey, rows: Mapping[str, Cidr], *, own: ClusterName, direct: bool
+) -> Mapping[IPNetwork, Route]:
+    """The route to the pod CIDR `key`; none to our own cluster's, which its CNI reaches."""
+    claim = next(iter(rows.values()))
+    if claim.refused or claim.is_node or claim.cluster == own:
+        return {}
+    node_ip = next_hop(claim, key.cidr.version) if direct else tunnel_endpoint(claim)
+    if node_ip is None:
+        return {}
+    return {key.cidr: Route(claim.cluster, claim.node, node_ip)}
+
+
+def tunnel_endpoint(claim: Cidr) -> IPAddress | None:
+    """The node's address that packets are wrapped to: IPv4 if it has one, for the larger MTU."""
+    return min(claim.node_ips, key=lambda ip: ip.version, default=None)
+
+
+def next_hop(claim: Cidr, version: int) -> IPAddress | None:
+    """The node's address that packets of an IP version are handed to: one of the same version."""
+    return next((ip for ip in claim.node_ips if ip.version == version), None)

@@ -1,0 +1,80 @@
+"""Why a backend is there, or is not: merging a global service over the clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from agent.rows import Backend, BackendState, Cidr, Frontend
+from clustermesh.model import (
+    Affinity,
+    ClusterName,
+    IPAddress,
+    L4Address,
+    ObjectName,
+    Port,
+    Service,
+)
+
+
+def frontends(
+    key: ObjectName,
+    rows: Mapping[str, Service],
+    *,
+    own: ClusterName,
+    owner: Callable[[IPAddress], Cidr | None],
+) -> Mapping[L4Address, Frontend]:
+    """
+    The frontends of the global service `key`, each with every backend of its IP family.
+
+    Only a service that our own cluster has, and calls global, is merged. Ports of frontends and
+    backends meet by name: the number may differ from cluster to cluster, and several names may
+    stand on one port. A backend counts only if no other cluster owns its address.
+
+    Args:
+        rows: the service as each cluster sees it.
+        owner: whose an address is.
+    """
+    local = rows.get(own)
+    if local is None:
+        return {}
+    found: dict[L4Address, Frontend] = {}
+    for ip, ports in local.frontends.items():
+        for name, port in ports.items():
+            address = L4Address(ip, port.port, port.protocol)
+            backends = {
+                backend: service.cluster
+                for service in rows.values()
+                for backend in _backends(service, ip.version, name, port)
+                if _may_serve(service, owner(backend.ip))
+            }
+            if address in found:  # a second name on the same port
+                backends |= {b.address: b.cluster for b in found[address].backends}
+            found[address] = Frontend(
+                key, local.affinity, tuple(_sorted(backends, own, local.affinity))
+            )
+    return found
+
+
+def _backends(service: Service, version: int, name: str, port: Port) -> Iterator[L4Address]:
+    for ip, ports in service.backends.items():
+        if ip.version == version:
+            target = ports.get(name)
+            if target is not None and target.protocol == port.protocol:
+                yield L4Address(ip, target.port, target.protocol)
+
+
+def _may_serve(service: Service, owner: Cidr | None) -> bool:
+    return owner is None or owner.cluster == service.cluster
+
+
+def _sorted(
+    backends: Mapping[L4Address, ClusterName], own: ClusterName, affinity: Affinity
+) -> Iterator[Backend]:
+    """All backends by address; those that the affinity does not want now are on standby."""
+    wanted: Collection[L4Address] = backends
+    if affinity is not Affinity.NONE:
+        is_local = affinity is Affinity.LOCAL
+        wanted = {a for a, cluster in backends.items() if (cluster == own) is is_local} or backends
+    for address in sorted(backends, key=lambda a: (int(a.ip), a.port)):
+        state = BackendState.ACTIVE if address in wanted else BackendState.STANDBY
+        yield Backend(address, backends[address], state)

@@ -1,0 +1,130 @@
+"""The agent's tables as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from clustermesh.model import (
+    Endpoint,
+    Identity,
+    IdentityId,
+    IPAddress,
+    IPNetwork,
+    L4Address,
+    Node,
+    ObjectName,
+    PortsByAddress,
+    Service,
+)
+
+from .rows import Cidr, Frontend, IpcacheEntry, Route
+from .rules.cidrs import CidrKey
+
+Rendered = Iterable[Mapping[str, Any]]
+
+
+def service(key: ObjectName, rows: Mapping[str, Service]) -> Rendered:
+    """A service as each cluster sees it."""
+    for cluster, row in rows.items():
+        yield {
+            "service": str(key),
+            "cluster": cluster,
+            "shared": row.shared,
+            "affinity": row.affinity,
+            "frontends": _addresses(row.frontends),
+            "backends": _addresses(row.backends),
+        }
+
+
+def frontend(key: L4Address, rows: Mapping[str, Frontend]) -> Rendered:
+    """A frontend of our cluster, with the backends of all."""
+    for row in rows.values():
+        yield {
+            "service": str(row.service),
+            "address": str(key),
+            "affinity": row.affinity,
+            "backends": [
+                {"address": str(b.address), "cluster": b.cluster, "state": b.state}
+                for b in row.backends
+            ],
+        }
+
+
+def node(key: str, rows: Mapping[str, Node]) -> Rendered:
+    """A node of each cluster that has one of that name."""
+    for cluster, row in rows.items():
+        yield {
+            "node": key,
+            "cluster": cluster,
+            "addresses": [f"{kind} {ip}" for kind, ip in row.addresses],
+            "pod_cidrs": [str(cidr) for cidr in row.pod_cidrs],
+        }
+
+
+def identity(key: IdentityId, rows: Mapping[str, Identity]) -> Rendered:
+    """A number and its labels."""
+    for cluster, row in rows.items():
+        labels = [f"{source}:{name}={value}" for source, name, value in row.labels]
+        yield {"identity": key, "cluster": cluster, "labels": labels, **_conflict(cluster, rows)}
+
+
+def endpoint(key: IPAddress, rows: Mapping[str, Endpoint]) -> Rendered:
+    """The address of a pod."""
+    for cluster, row in rows.items():
+        yield {
+            "address": str(key),
+            "cluster": cluster,
+            "pod": str(row.pod),
+            "identity": row.identity,
+            "node_ip": str(row.node_ip) if row.node_ip else None,
+            **_conflict(cluster, rows),
+        }
+
+
+def cidr(key: CidrKey, rows: Mapping[str, Cidr]) -> Rendered:
+    """A claim on addresses, and why it is refused when it is."""
+    for row in rows.values():
+        yield {
+            "cidr": str(key.cidr),
+            "cluster": key.cluster,
+            "node": key.node,
+            "kind": "node" if row.is_node else "pods",
+            "refused": row.refused,
+        }
+
+
+def route(key: IPNetwork, rows: Mapping[str, Route]) -> Rendered:
+    """A route to another cluster's pods."""
+    for row in rows.values():
+        yield {
+            "prefix": str(key),
+            "cluster": row.cluster,
+            "node": row.node,
+            "node_ip": str(row.node_ip),
+        }
+
+
+def ipcache(key: IPNetwork, rows: Mapping[str, IpcacheEntry]) -> Rendered:
+    """Who has an address."""
+    for row in rows.values():
+        yield {
+            "prefix": str(key),
+            "identity": row.identity,
+            "cluster_id": row.cluster_id,
+            "node_ip": str(row.node_ip) if row.node_ip else None,
+        }
+        return
+
+
+def _addresses(ports_by_address: PortsByAddress) -> Sequence[str]:
+    return [
+        str(L4Address(ip, port.port, port.protocol))
+        for ip, ports in ports_by_address.items()
+        for port in dict.fromkeys(ports.values())
+    ]
+
+
+def _conflict(cluster: str, rows: Mapping[str, object]) -> Mapping[str, str]:
+    others = [other for other in rows if other != cluster]
+    return {"conflict": f"{', '.join(others)} has it too"} if others else {}

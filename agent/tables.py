@@ -1,0 +1,41 @@
+"""The tables of the agent: what was read of every cluster, and what is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clustermesh.model import (
+    Endpoint,
+    Identity,
+    IdentityId,
+    IPAddress,
+    IPNetwork,
+    L4Address,
+    Node,
+    ObjectName,
+    Service,
+)
+from clustermesh.state import Table
+
+from .rows import Cidr, Frontend, IpcacheEntry, Route
+from .rules.cidrs import CidrKey
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the clusters say, ours among them. A row's origin is the cluster that says it."""
+
+    nodes: Table[str, Node] = field(default_factory=lambda: Table("nodes"))
+    services: Table[ObjectName, Service] = field(default_factory=lambda: Table("services"))
+    identities: Table[IdentityId, Identity] = field(default_factory=lambda: Table("identities"))
+    endpoints: Table[IPAddress, Endpoint] = field(default_factory=lambda: Table("endpoints"))
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What this node's kernel shall have."""
+
+    cidrs: Table[CidrKey, Cidr] = field(default_factory=lambda: Table("cidrs"))
+    frontends: Table[L4Address, Frontend] = field(default_factory=lambda: Table("frontends"))
+    routes: Table[IPNetwork, Route] = field(default_factory=lambda: Table("routes"))
+    ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))

@@ -1,0 +1,106 @@
+"""
+Routes to the pods of other clusters, in a table of our own.
+
+Either into the tunnel device, where BPF programs find the node by the ipcache, or straight to the
+node, where the network carries pod addresses. The table is looked up before `main`, so the CNI's
+own routes stay as they are.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Final
+
+from agent.kernel.facts import Facts
+from agent.kernel.monitor import Change, LinkChange, Overrun, RouteChange, RuleDeleted
+from agent.kernel.netlink import OVERHEAD, TUNNEL_DEVICE, Netlink
+from agent.kernel.route_messages import KernelRoute
+from agent.rows import Route
+from clustermesh.model import IPNetwork
+
+_MINIMUM_MTU: Final = 1280  # of IPv6: below it the kernel takes IPv6 off a device
+
+
+class Routing(enum.StrEnum):
+    """How packets get to the nodes of other clusters."""
+
+    TUNNEL = "tunnel"
+    DIRECT = "direct"
+
+
+def kernel_route(prefix: IPNetwork, route: Route, routing: Routing, facts: Facts) -> KernelRoute:
+    """What `route` to `prefix` is on a node of which `facts` hold."""
+    source = facts.source(prefix.version)
+    if routing is Routing.DIRECT:
+        # Without `onlink`: the kernel itself refuses a node that is not on the segment.
+        return KernelRoute(facts.device_towards(route.node_ip), route.node_ip, source)
+    return KernelRoute(TUNNEL_DEVICE, None, source, tunnel_mtu(facts, route.node_ip.version))
+
+
+def tunnel_mtu(facts: Facts, outside: int = 4) -> int:
+    """Bytes that fit into the tunnel; `outside` is the IP version of the nodes' addresses."""
+    return max(_MINIMUM_MTU, facts.mtu - OVERHEAD[outside])
+
+
+class RouteTarget:
+    """
+    Our routes in the kernel of this node.
+
+    A row whose node cannot be reached directly fails with ENETUNREACH, and says so.
+    """
+
+    def __init__(self, netlink: Netlink, prepare: Callable[[], Awaitable[object]]) -> None:
+        """
+        Args:
+            prepare: has the rule and the device there, with whatever must be attached to it. Called
+                before every comparison with the kernel, so also as soon as the device has gone.
+        """
+        self._netlink = netlink
+        self._prepare = prepare
+        self._preparing = False
+        self._devices: set[str] = {TUNNEL_DEVICE}
+        self._up: dict[str, int] = {}  # index of the devices that were up at the last comparison
+
+    async def actual(self) -> Mapping[IPNetwork, KernelRoute]:
+        """The routes of ours that are there. Has the device made ready first."""
+        self._preparing = True
+        try:
+            await self._prepare()
+        finally:
+            self._preparing = False
+        # What was heard up to here is told by what is read from here on, our own doing included.
+        self._netlink.monitor.forget()
+        links = [link async for link in await self._netlink.ip.get_links()]
+        self._up = {link.get("ifname"): link["index"] for link in links if link["state"] == "up"}
+        return await self._netlink.routes.dump()
+
+    async def apply(
+        self, puts: Mapping[IPNetwork, KernelRoute], deletes: Collection[IPNetwork]
+    ) -> Mapping[IPNetwork, OSError]:
+        """Add, replace and delete routes, in bulk."""
+        self._devices.update(route.device for route in puts.values())
+        return await self._netlink.routes.apply(puts, deletes)
+
+    async def drift(self) -> AsyncIterator[Collection[IPNetwork] | None]:
+        """
+        Prefixes that somebody else changed; None when the rule or a device of ours came or went.
+
+        The kernel takes the routes of a device that goes down along without a word.
+        """
+        async for changes in self._netlink.monitor.changes():
+            if self._preparing:
+                continue  # a comparison with everything follows
+            if any(self._concerns_all(change) for change in changes):
+                yield None
+            elif prefixes := {c.prefix for c in changes if isinstance(c, RouteChange)}:
+                yield prefixes
+
+    def _concerns_all(self, change: Change) -> bool:
+        match change:
+            case Overrun() | RuleDeleted():
+                return True
+            case LinkChange(name, index, is_up) if name in self._devices:
+                return is_up != (self._up.get(name) == index)
+            case _:
+                return False

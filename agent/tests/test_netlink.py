@@ -1,0 +1,223 @@
+"""Devices, rules and routes on the real kernel, each test in a network namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from ipaddress import ip_address, ip_network
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from agent.kernel.netlink import TUNNEL_DEVICE, Netlink
+from agent.kernel.route_messages import KernelRoute
+from agent.tests.netns import in_namespace, sh
+from clustermesh.model import IPNetwork
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+
+
+def prefixes(within: str, length: int, count: int) -> list[IPNetwork]:
+    return list(islice(ip_network(within).subnets(new_prefix=length), count))
+
+
+def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
+    async def body(netlink: Netlink) -> None:
+        await netlink.ensure_tunnel_device(1450)
+        shown = sh(f"ip -d link show {TUNNEL_DEVICE}")
+        assert "NOARP,UP" in shown
+        assert "mtu 1450" in shown
+        assert "vxlan external" in shown
+        assert "dstport 8472 nolearning" in shown
+        assert "udp6zerocsumtx udp6zerocsumrx" in shown
+        assert Path(f"/proc/sys/net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter").read_text() == "2\n"
+
+    in_namespace(body)
+
+
+def test_a_device_that_is_right_is_adopted_and_one_that_is_nearly_right_is_put_right() -> None:
+    async def body(netlink: Netlink) -> None:
+        index = await netlink.ensure_tunnel_device(1450)
+        assert await netlink.ensure_tunnel_device(1450) == index
+        sh(f"ip link set {TUNNEL_DEVICE} mtu 1300 arp on down")
+        assert await netlink.ensure_tunnel_device(1450) == index
+        shown = sh(f"ip link show {TUNNEL_DEVICE}")
+        assert "NOARP,UP" in shown
+        assert "mtu 1450" in shown
+
+    in_namespace(body)
+
+
+def test_a_device_with_another_port_or_mode_is_made_anew() -> None:
+    async def body(netlink: Netlink) -> None:
+        first = await netlink.ensure_tunnel_device(1450)
+        second = await netlink.ensure_tunnel_device(1450, port=8473)
+        assert second != first
+        sh(f"ip link del {TUNNEL_DEVICE}")
+        sh(f"ip link add {TUNNEL_DEVICE} type vxlan id 1 dstport 8472")
+        await netlink.ensure_tunnel_device(1450)
+        assert "vxlan external" in sh(f"ip -d link show {TUNNEL_DEVICE}")
+
+    in_namespace(body)
+
+
+def test_a_strangers_device_of_our_name_is_left_alone() -> None:
+    async def body(netlink: Netlink) -> None:
+        sh(f"ip link add {TUNNEL_DEVICE} type bridge")
+        with pytest.raises(FileExistsError, match="not a VXLAN device"):
+            await netlink.ensure_tunnel_device(1450)
+        await netlink.remove_everything()
+        assert "bridge" in sh(f"ip -d link show {TUNNEL_DEVICE}")
+
+    in_namespace(body)
+
+
+def test_a_port_that_another_tunnel_has_is_named() -> None:
+    async def body(netlink: Netlink) -> None:
+        sh("ip link add flannel.1 type vxlan id 1 dstport 8472")
+        sh("ip link set flannel.1 up")
+        with pytest.raises(OSError, match="cm_vxlan on UDP port 8472: Address already in use"):
+            await netlink.ensure_tunnel_device(1450)
+
+    in_namespace(body)
+
+
+def test_the_rule_is_there_once_for_each_family_and_an_old_one_of_ours_goes() -> None:
+    async def body(netlink: Netlink) -> None:
+        sh("ip rule add priority 50 table 7 protocol 195")
+        for _ in range(2):
+            await netlink.ensure_rule()
+        for family in ("-4", "-6"):
+            ours = [line for line in sh(f"ip {family} rule").splitlines() if "195" in line]
+            assert ours == ["195:\tfrom all lookup 1995 proto 195"]
+
+    in_namespace(body)
+
+
+def test_forwarding_goes_on_and_router_advertisements_are_still_heard() -> None:
+    async def body(netlink: Netlink) -> None:
+        await netlink.ensure_forwarding("eth0")
+        settings = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/eth0/accept_ra")
+        values = [Path("/proc/sys/net", name).read_text().strip() for name in settings]
+        assert values == ["1", "1", "2"]
+
+    in_namespace(body)
+
+
+@pytest.mark.parametrize(("within", "length"), [("10.0.0.0/8", 26), ("fd00::/32", 64)])
+def test_50_000_routes_are_added_read_and_deleted_within_seconds(within: str, length: int) -> None:
+    async def body(netlink: Netlink) -> None:
+        device = KernelRoute(TUNNEL_DEVICE, mtu=1450)
+        await netlink.ensure_tunnel_device(1450)
+        wanted = dict.fromkeys(prefixes(within, length, 50_000), device)
+        begin = time.monotonic()
+        assert await netlink.routes.apply(wanted, []) == {}
+        added = time.monotonic() - begin
+        assert await netlink.routes.dump() == wanted
+        begin = time.monotonic()
+        assert await netlink.routes.apply({}, wanted) == {}
+        deleted = time.monotonic() - begin
+        assert await netlink.routes.dump() == {}
+        assert max(added, deleted) < 2.0
+
+    in_namespace(body)
+
+
+def test_every_kind_of_route_is_read_back_as_it_was_written() -> None:
+    async def body(netlink: Netlink) -> None:
+        await netlink.ensure_tunnel_device(1450)
+        v4, v6 = ip_address("172.30.1.9"), ip_address("fd00:30::9")
+        own4, own6 = ip_address("172.30.1.1"), ip_address("fd00:30::1")
+        wanted = {
+            ip_network("10.9.0.0/24"): KernelRoute("eth0", v4, own4),
+            ip_network("10.9.1.0/24"): KernelRoute("eth0", v6),
+            ip_network("10.9.2.0/24"): KernelRoute(TUNNEL_DEVICE, None, own4, 1450),
+            ip_network("fd09::/64"): KernelRoute("eth0", v6, own6),
+            ip_network("fd09:1::/64"): KernelRoute(TUNNEL_DEVICE, None, None, 1430),
+        }
+        assert await netlink.routes.apply(wanted, []) == {}
+        assert await netlink.routes.dump() == wanted
+        swapped = dict(zip(wanted, (wanted[p] for p in reversed(wanted)), strict=True))
+        swapped = {p: r for p, r in swapped.items() if r.source is None}
+        assert await netlink.routes.apply(swapped, []) == {}
+        assert await netlink.routes.dump() == {**wanted, **swapped}
+
+    in_namespace(body)
+
+
+def test_each_route_that_fails_says_why_and_the_others_are_there() -> None:
+    async def body(netlink: Netlink) -> None:
+        good = {p: KernelRoute("eth0") for p in prefixes("10.8.0.0/16", 24, 150)}
+        bad = {
+            ip_network("10.9.0.0/24"): KernelRoute("eth0", ip_address("192.0.2.1")),
+            ip_network("10.9.1.0/24"): KernelRoute("away"),
+            ip_network("fd09::/64"): KernelRoute("eth0", ip_address("2001:db8::1")),
+            ip_network("fd0a::/64"): KernelRoute("eth0", ip_address("172.30.1.9")),
+        }
+        absent = [ip_network("10.7.0.0/24"), ip_network("fd07::/64")]
+        failed = await netlink.routes.apply({**good, **bad}, absent)
+        assert {str(prefix): str(error) for prefix, error in failed.items()} == {
+            "10.9.0.0/24": "[Errno 101] node 192.0.2.1 is not on the segment of eth0, so"
+            " 10.9.0.0/24 cannot be routed to it directly (Nexthop has invalid gateway):"
+            " use tunnel routing",
+            "10.9.1.0/24": "[Errno 19] there is no device away",
+            "fd09::/64": "[Errno 101] node 2001:db8::1 is not on the segment of eth0, so"
+            " fd09::/64 cannot be routed to it directly (No route to host): use tunnel routing",
+            "fd0a::/64": "[Errno 97] node 172.30.1.9 has no IPv6 address, so fd0a::/64 cannot be"
+            " routed to it directly: use tunnel routing",
+        }
+        assert await netlink.routes.dump() == good
+
+    in_namespace(body)
+
+
+def test_removing_everything_leaves_what_others_have() -> None:
+    async def body(netlink: Netlink) -> None:
+        sh("ip link add cni0 type bridge")
+        sh("ip rule add priority 512 table 77")
+        sh("ip -6 rule add priority 195 table 77")
+        sh("ip route add 10.50.0.0/24 dev eth0")
+        sh("ip route add 10.9.0.0/24 dev eth0 table 1995 proto bird")
+        sh("ip route add 10.9.0.0/24 dev eth0 table 1995 proto bird metric 1995 tos 8")
+        sh("ip -6 route add fd09::/64 dev eth0 table 1995 proto bird")
+        sh("ip route add 10.9.0.0/24 dev eth0 table 77 proto 195")
+        queries = (
+            *("ip rule", "ip -6 rule", "ip -o -br link", "ip route show table 77"),
+            *("ip route", "ip route show table 1995", "ip -6 route show table 1995"),
+        )
+        before = [sh(query) for query in queries]
+
+        await netlink.ensure_tunnel_device(1450)
+        await netlink.ensure_rule()
+        ours = {ip_network(p): KernelRoute(TUNNEL_DEVICE) for p in ("10.9.0.0/24", "fd09::/64")}
+        assert await netlink.routes.apply(ours, []) == {}
+        assert await netlink.routes.dump() == ours
+        assert [sh(query) for query in queries] != before
+
+        for _ in range(2):
+            await netlink.remove_everything()
+            assert [sh(query) for query in queries] == before
+
+    in_namespace(body)
+
+
+def test_the_underlay_is_the_device_of_the_nodes_address_or_of_the_default_route() -> None:
+    async def body(netlink: Netlink) -> None:
+        with pytest.raises(OSError, match="no network device of this node has a default route"):
+            await netlink.facts()
+        with pytest.raises(OSError, match=r"no network device of this node has 192\.0\.2\.1"):
+            await netlink.facts(node_ips=[ip_address("192.0.2.1")])
+        sh("ip link set eth0 mtu 1400")
+        sh("ip address add 10.1.1.1/32 dev wire")
+        cidrs = (ip_network("10.1.1.0/24"), ip_network("fd00:10::/64"))
+        facts = await netlink.facts(node_ips=[ip_address("fd00:30::1")], pod_cidrs=cidrs)
+        assert (facts.underlay, facts.mtu) == ("eth0", 1400)
+        assert (facts.source(4), facts.source(6)) == (ip_address("10.1.1.1"), None)
+        sh("ip route add default via 172.30.0.1")
+        assert (await netlink.facts()).underlay == "eth0"
+
+    in_namespace(body)

@@ -1,0 +1,216 @@
+"""What routes are made of (pure), and that they stay, on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import pytest
+
+from agent.kernel.facts import Facts
+from agent.kernel.netlink import TUNNEL_DEVICE, Netlink
+from agent.kernel.route_messages import KernelRoute
+from agent.kernel.routes import RouteSocket
+from agent.rows import Route
+from agent.targets.routes import RouteTarget, Routing, kernel_route
+from agent.tests.netns import in_namespace, sh
+from clustermesh.model import ClusterName, IPNetwork
+from clustermesh.state import Reconciler, Table
+
+FACTS = Facts(
+    underlay="eth0",
+    mtu=1500,
+    addresses=(
+        ("eth0", ip_interface("172.30.1.1/16")),
+        ("eth1", ip_interface("198.51.100.1/24")),
+        ("cni0", ip_interface("10.1.1.1/24")),
+    ),
+    pod_cidrs=(ip_network("10.1.1.0/24"), ip_network("fd00:10:1:1::/64")),
+)
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+def show(prefix: str, node_ip: str, routing: Routing) -> str:
+    """A route, as `ip route` would print it."""
+    row = Route(ClusterName("west"), "node1", ip_address(node_ip))
+    route = kernel_route(ip_network(prefix), row, routing, FACTS)
+    words = {"via": route.gateway, "dev": route.device, "src": route.source, "mtu": route.mtu}
+    return " ".join(f"{word} {value}" for word, value in words.items() if value is not None)
+
+
+def test_a_tunnel_route_leaves_room_for_what_is_outside() -> None:
+    assert show("10.2.1.0/24", "172.30.2.1", Routing.TUNNEL) == (
+        "dev cm_vxlan src 10.1.1.1 mtu 1450"
+    )
+    assert show("10.2.1.0/24", "fd00:30::2", Routing.TUNNEL) == (
+        "dev cm_vxlan src 10.1.1.1 mtu 1430"
+    )
+
+
+def test_a_source_is_preferred_only_where_the_node_has_one_of_that_family() -> None:
+    assert show("fd00:10:2:1::/64", "172.30.2.1", Routing.TUNNEL) == "dev cm_vxlan mtu 1450"
+
+
+def test_a_direct_route_goes_by_the_device_whose_segment_the_node_is_on() -> None:
+    assert show("10.2.1.0/24", "172.30.2.1", Routing.DIRECT) == (
+        "via 172.30.2.1 dev eth0 src 10.1.1.1"
+    )
+    assert show("10.2.1.0/24", "198.51.100.2", Routing.DIRECT) == (
+        "via 198.51.100.2 dev eth1 src 10.1.1.1"
+    )
+    assert show("10.2.1.0/24", "203.0.113.1", Routing.DIRECT) == (
+        "via 203.0.113.1 dev eth0 src 10.1.1.1"
+    )
+
+
+class Kept:
+    """A route table that a reconciler keeps."""
+
+    def __init__(self, netlink: Netlink, target: RouteTarget) -> None:
+        self.netlink = netlink
+        self.comparisons = 0
+        self.looker = RouteSocket()  # one of its own: a socket serves one call at a time
+        self.table: Table[IPNetwork, KernelRoute] = Table("routes")
+        self.writer = self.table.writer("test")
+        self.reconciler: Reconciler[IPNetwork, KernelRoute, KernelRoute] = Reconciler(
+            self.table, target, lambda route: route
+        )
+
+    async def put_back(self) -> None:
+        """Wait until the kernel has what the table has, for well under a second."""
+        wanted = {key: self.table.first(key) for key in self.table.keys()}
+        async with asyncio.timeout(0.8):
+            while await self.looker.dump() != wanted:  # noqa: ASYNC110 - kernel state: polled
+                await asyncio.sleep(0.01)
+
+
+def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUNNEL) -> None:
+    """Run `body` in a fresh namespace, with a reconciler that keeps four routes there."""
+
+    async def main(netlink: Netlink) -> None:
+        async def prepare() -> None:
+            keeper.comparisons += 1
+            await netlink.ensure_tunnel_device(1450)
+            await netlink.ensure_rule()
+
+        keeper = Kept(netlink, RouteTarget(netlink, prepare))
+        facts = await netlink.facts(node_ips=[ip_address("172.30.1.1")])
+        for prefix, node_ip in (
+            *(("10.2.1.0/24", "172.30.2.1"), ("10.2.2.0/24", "172.30.2.2")),
+            *(("fd00:10:2:1::/64", "fd00:30::2:1"), ("fd00:10:2:2::/64", "fd00:30::2:2")),
+        ):
+            row = Route(ClusterName("west"), "node", ip_address(node_ip))
+            network = ip_network(prefix)
+            keeper.writer.put(network, kernel_route(network, row, routing, facts))
+        keeper.writer.list_done()
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(keeper.reconciler.run(), name="reconciler")
+            await keeper.reconciler.synced.wait()
+            await body(keeper)
+            running.cancel()
+        keeper.looker.close()
+
+    in_namespace(main)
+
+
+@pytest.mark.parametrize("routing", list(Routing))
+@needs_root
+@pytest.mark.kernel
+def test_a_route_that_somebody_deletes_or_changes_is_put_back(routing: Routing) -> None:
+    async def body(keeper: Kept) -> None:
+        sh("ip route del 10.2.1.0/24 table 1995")
+        sh("ip -6 route del fd00:10:2:1::/64 table 1995")
+        await keeper.put_back()
+        sh("ip route flush table 1995")
+        sh("ip -6 route flush table 1995")
+        await keeper.put_back()
+        sh("ip route replace 10.2.1.0/24 dev wire table 1995 proto 195 metric 1995")
+        await keeper.put_back()
+
+    kept(body, routing)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_a_device_that_is_removed_or_taken_down_is_put_back_with_its_routes() -> None:
+    async def body(keeper: Kept) -> None:
+        sh(f"ip link del {TUNNEL_DEVICE}")
+        await keeper.put_back()
+        sh(f"ip link set {TUNNEL_DEVICE} down")
+        await keeper.put_back()
+
+    kept(body)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_a_rule_that_somebody_deletes_is_put_back() -> None:
+    async def body(keeper: Kept) -> None:
+        for family in ("-4", "-6"):
+            sh(f"ip {family} rule del priority 195")
+            async with asyncio.timeout(0.8):
+                while "1995" not in sh(f"ip {family} rule"):  # noqa: ASYNC110 - kernel: polled
+                    await asyncio.sleep(0.01)
+
+    kept(body)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_making_the_device_and_the_routes_is_not_taken_for_drift() -> None:
+    async def body(keeper: Kept) -> None:
+        sh("ip route del 10.2.1.0/24 table 1995")  # whatever was heard before has been dealt with
+        await keeper.put_back()
+        assert (keeper.comparisons, keeper.reconciler.repairs) == (1, 1)
+
+    kept(body)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_direct_routes_come_back_with_the_underlay() -> None:
+    async def body(keeper: Kept) -> None:
+        sh("ip link set eth0 down")
+        async with asyncio.timeout(0.8):
+            while not keeper.reconciler.failures:  # noqa: ASYNC110 - kernel state: polled
+                await asyncio.sleep(0.01)
+        sh("ip link set eth0 up")
+        sh("ip address add fd00:30::1/64 dev eth0 nodad")  # the kernel forgets it
+        await keeper.put_back()
+
+    kept(body, Routing.DIRECT)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_own_writes_and_other_tables_are_not_drift() -> None:
+    async def body(netlink: Netlink) -> None:
+        async def prepare() -> None:
+            await netlink.ensure_tunnel_device(1450)
+
+        async def tell() -> None:
+            async for keys in target.drift():
+                heard.append(keys)
+                if keys == {ip_network("10.99.0.0/24")}:
+                    return
+
+        heard: list[Any] = []
+        target = RouteTarget(netlink, prepare)
+        assert await target.actual() == {}
+        listener = asyncio.create_task(tell(), name="drift")
+        await asyncio.sleep(0)
+        routes = {ip_network("10.3.0.0/24"): KernelRoute(TUNNEL_DEVICE)}
+        assert await target.apply(routes, []) == {}
+        assert await target.apply({}, routes) == {}
+        sh("ip route add 10.60.0.0/24 dev eth0")
+        sh("ip route add 10.60.0.0/24 dev eth0 table 1996")
+        sh("ip route add 10.99.0.0/24 dev eth0 table 1995")  # the end of what is to be heard
+        async with asyncio.timeout(0.8):
+            await listener
+        assert heard == [{ip_network("10.99.0.0/24")}]
+
+    in_namespace(body)

@@ -1,0 +1,273 @@
+"""
+What a sandbox consists of: names, addresses and places, from a handful of numbers. Pure.
+
+    underlay      172.30.0.0/16, fd00:30::/64: a bridge that all nodes of all clusters are on
+    clusterC      services 10.(100+C).0.0/16, fd00:110:C::/112
+      control     172.30.C.254: its etcd and its apiserver
+      nodeN       172.30.C.N, pods 10.C.N.0/24, fd00:10:C:N::/64
+        podP      10.C.N.(10+P), fd00:10:C:N::(10+P)
+
+IPv6 addresses carry the same numbers as they are written, so that a person sees whose they are.
+Sandboxes use the same addresses side by side: each is a world of namespaces of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from clustermesh.errors import UserError
+from clustermesh.model import ClusterId, ClusterName
+
+ROOT: Final = Path("/run/clustermesh")
+CGROUP: Final = PurePosixPath("clustermesh-sandbox")  # below the mount of cgroup2
+UNDERLAY: Final = "underlay"
+
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
+_LIMITS: Final = {"clusters": 99, "nodes": 200, "pods": 200}  # what the addresses have room for
+
+
+class Addresses(NamedTuple):
+    """An address of each family."""
+
+    v4: IPv4Address
+    v6: IPv6Address
+
+
+class Networks(NamedTuple):
+    """A network of each family."""
+
+    v4: IPv4Network
+    v6: IPv6Network
+
+
+UNDERLAY_NETWORKS: Final = Networks(IPv4Network("172.30.0.0/16"), IPv6Network("fd00:30::/64"))
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """A network namespace with an echo server in it."""
+
+    cluster: ClusterName
+    node: str
+    name: str
+    addresses: Addresses
+
+    @property
+    def place(self) -> str:
+        """Its name in the sandbox."""
+        return f"{self.cluster}/{self.node}/{self.name}"
+
+    @property
+    def host_device(self) -> str:
+        """The node's end of the pod's link; its own end is `eth0`."""
+        return self.name
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A network namespace on the underlay, with pods behind it and an agent in it."""
+
+    cluster: ClusterName
+    name: str
+    addresses: Addresses
+    pod_cidrs: Networks
+    pods: tuple[Pod, ...]
+    port: str  # the underlay's end of its link
+
+    @property
+    def place(self) -> str:
+        """Its name in the sandbox."""
+        return f"{self.cluster}/{self.name}"
+
+    @property
+    def gateways(self) -> Addresses:
+        """What its pods send everything to: the first addresses of the pod CIDRs."""
+        return Addresses(self.pod_cidrs.v4[1], self.pod_cidrs.v6[1])
+
+
+class Control(msgspec.Struct, frozen=True):
+    """A network namespace on the underlay, for a cluster's etcd and apiserver."""
+
+    cluster: ClusterName
+    addresses: Addresses
+    port: str  # the underlay's end of its link
+
+    @property
+    def place(self) -> str:
+        """Its name in the sandbox."""
+        return f"{self.cluster}/control"
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """A cluster: services, a control plane, and nodes."""
+
+    name: ClusterName
+    id: ClusterId
+    service_cidrs: Networks
+    control: Control
+    nodes: tuple[Node, ...]
+
+
+Place: TypeAlias = Node | Control | Pod
+
+
+class Sandbox(msgspec.Struct, frozen=True, dict=True):
+    """Clusters on one machine. Everything else follows from these."""
+
+    name: str = "default"
+    clusters: int = 2
+    nodes: int = 2  # of each cluster
+    pods: int = 2  # of each node
+    routing: str = "tunnel"
+    root: Path = ROOT
+
+    @property
+    def directory(self) -> Path:
+        """All that is on disk, and every mount: namespaces too are found below it."""
+        return self.root / self.name
+
+    @property
+    def cgroup(self) -> PurePosixPath:
+        """Of all its processes, below the mount of cgroup2."""
+        return CGROUP / self.name
+
+    @cached_property
+    def members(self) -> tuple[Cluster, ...]:
+        """The clusters."""
+        return tuple(_cluster(c, self.nodes, self.pods) for c in range(1, self.clusters + 1))
+
+    def places(self) -> Iterator[Place]:
+        """Every namespace but the underlay: control, nodes and pods, cluster by cluster."""
+        for cluster in self.members:
+            yield cluster.control
+            for node in cluster.nodes:
+                yield node
+                yield from node.pods
+
+    def cluster(self, name: str) -> Cluster:
+        """
+        The cluster called `name`.
+
+        Raises:
+            UserError: there is none.
+        """
+        for cluster in self.members:
+            if cluster.name == name:
+                return cluster
+        names = ", ".join(cluster.name for cluster in self.members)
+        raise UserError(f"there is no {name} in sandbox {self.name}", hint=f"there are {names}")
+
+    def find(self, place: str) -> Place:
+        """
+        The node, pod or control plane called `place`, such as `cluster1/node1/pod1`.
+
+        Raises:
+            UserError: there is none.
+        """
+        for known in self.places():
+            if known.place == place:
+                return known
+        names = ", ".join(node.place for node in self.cluster(place.partition("/")[0]).nodes)
+        raise UserError(
+            f"there is no {place} in sandbox {self.name}",
+            hint=f"there are {names}, on each pod1-pod{self.pods}, and CLUSTER/control",
+        )
+
+    def home(self, place: Place) -> Path:
+        """The directory of a place: logs, pid files, settings."""
+        return self.directory / place.place
+
+    def namespace(self, place: Place | None) -> Path:
+        """The file that holds the network namespace; None is the underlay."""
+        return self.directory / (place.place if place else UNDERLAY) / "netns"
+
+    def bpffs(self, node: Node) -> Path:
+        """Where the node's BPF file system is mounted."""
+        return self.home(node) / "bpffs"
+
+    def cgroup_of(self, place: Place) -> PurePosixPath:
+        """Of the processes of a place, below the mount of cgroup2. A pod's is below its node's."""
+        return self.cgroup / place.place
+
+
+def sandbox(
+    name: str = "default",
+    *,
+    clusters: int = 2,
+    nodes: int = 2,
+    pods: int = 2,
+    routing: str = "tunnel",
+    root: Path = ROOT,
+) -> Sandbox:
+    """
+    A sandbox, if there can be such a one.
+
+    Raises:
+        UserError: it says what is out of range.
+    """
+    parse_name(name)
+    for what, number in (("clusters", clusters), ("nodes", nodes), ("pods", pods)):
+        least = 0 if what == "pods" else 1
+        if not least <= number <= _LIMITS[what]:
+            raise UserError(
+                f"{number} {what} are out of range", hint=f"choose {least}-{_LIMITS[what]}"
+            )
+    if routing not in {"tunnel", "direct"}:
+        raise UserError(f"{routing!r} is no routing", hint="choose tunnel or direct")
+    return Sandbox(name, clusters, nodes, pods, routing, root)
+
+
+def parse_name(name: str) -> str:
+    """
+    `name`, if a sandbox may be called so: it becomes the name of directories.
+
+    Raises:
+        UserError: it says what is allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no name for a sandbox",
+            hint="use at most 32 of a-z, 0-9 and -, not - at an end",
+        )
+    return name
+
+
+def _cluster(c: int, nodes: int, pods: int) -> Cluster:
+    name = ClusterName(f"cluster{c}")
+    return Cluster(
+        name=name,
+        id=ClusterId(c),
+        service_cidrs=Networks(
+            IPv4Network(f"10.{100 + c}.0.0/16"), IPv6Network(f"fd00:110:{c}::/112")
+        ),
+        control=Control(name, _underlay_addresses(c, 254), f"c{c}control"),
+        nodes=tuple(_node(name, c, n, pods) for n in range(1, nodes + 1)),
+    )
+
+
+def _node(cluster: ClusterName, c: int, n: int, pods: int) -> Node:
+    cidrs = Networks(IPv4Network(f"10.{c}.{n}.0/24"), IPv6Network(f"fd00:10:{c}:{n}::/64"))
+    name = f"node{n}"
+    return Node(
+        cluster=cluster,
+        name=name,
+        addresses=_underlay_addresses(c, n),
+        pod_cidrs=cidrs,
+        pods=tuple(
+            Pod(cluster, name, f"pod{p}", _pod_addresses(c, n, 10 + p)) for p in range(1, pods + 1)
+        ),
+        port=f"c{c}n{n}",
+    )
+
+
+def _underlay_addresses(c: int, n: int) -> Addresses:
+    return Addresses(IPv4Address(f"172.30.{c}.{n}"), IPv6Address(f"fd00:30::{c}:{n}"))
+
+
+def _pod_addresses(c: int, n: int, p: int) -> Addresses:
+    return Addresses(IPv4Address(f"10.{c}.{n}.{p}"), IPv6Address(f"fd00:10:{c}:{n}::{p}"))
