@@ -57,7 +57,7 @@ static __always_inline bool serves(const struct frontend *frontend, const struct
 		if (key.slot >= frontend->count)
 			return false;
 		found = bpf_map_lookup_elem(&backends, &key);
-		if (found && !backend)
+		if (found && endpoint_equal(found, backend))
 			return true;
 	}
 	return false;
