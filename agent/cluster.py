@@ -80,8 +80,14 @@ class _Feed(Generic[K, V]):
     health: Health
     bad: dict[str, str] = field(default_factory=dict)  # why a row is skipped at present, by key
 
-    async def run(self, etcd: Etcd, owner: Owner, *, cached: bool) -> None:
-        prefix = self.kind.prefix(owner.cluster, cached=cached)
+    async def run(self, etcd: Etcd, owner: Owner, config: ClusterConfig) -> None:
+        """Follow forever. Nothing is listed, so nothing swept away, before the canary is there."""
+        prefix = self.kind.prefix(owner.cluster, cached=config.cached)
+        canary = self.kind.canary(owner.cluster, cached=config.cached).encode()
+
+        async def before_listing() -> None:
+            while config.synced_canaries and await etcd.get(canary) is None:  # noqa: ASYNC110
+                await asyncio.sleep(_CANARY_EVERY)
 
         def decode_key(key: bytes) -> K:
             text = key.decode(errors="replace")
@@ -96,7 +102,15 @@ class _Feed(Generic[K, V]):
             self.bad[key.decode(errors="replace")] = str(error)
 
         await replicate(
-            etcd_source(etcd, prefix, decode, decode_key, health=self.health, on_bad=on_bad),
+            etcd_source(
+                etcd,
+                prefix,
+                decode,
+                decode_key,
+                health=self.health,
+                on_bad=on_bad,
+                before_listing=before_listing,
+            ),
             self.writer,
         )
 
@@ -240,28 +254,13 @@ class ClusterReader:
         owner = Owner(self.name, config.id, config.max_connected_clusters)
         async with asyncio.TaskGroup() as tasks:
             readers = [
-                tasks.create_task(
-                    self._read_kind(etcd, owner, feed, config), name=f"{self.name} {name}"
-                )
+                tasks.create_task(feed.run(etcd, owner, config), name=f"{self.name} {name}")
                 for name, feed in self.feeds.items()
             ]
             reason = await self._until_doubtful(etcd, config)
             for reader in readers:
                 reader.cancel()
         return reason
-
-    async def _read_kind(
-        self, etcd: Etcd, owner: Owner, feed: _Feed[Any, Any], config: ClusterConfig
-    ) -> None:
-        canary = feed.kind.canary(self.name, cached=config.cached).encode()
-        while config.synced_canaries:
-            try:
-                if await etcd.get(canary) is not None:
-                    break
-            except EtcdError as error:
-                feed.health.down(error)
-            await asyncio.sleep(_CANARY_EVERY)
-        await feed.run(etcd, owner, cached=config.cached)
 
     async def _until_doubtful(self, etcd: Etcd, config: ClusterConfig) -> str:
         beat, beat_at = None, time.monotonic()

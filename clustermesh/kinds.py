@@ -79,7 +79,7 @@ class Owner(msgspec.Struct, frozen=True):
         return identity_range(self.id, self.max_connected_clusters)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind(Generic[K, V]):
     """
     One kind of row in etcd.

@@ -77,7 +77,7 @@ class Kept:
         self.table: Table[IPNetwork, KernelRoute] = Table("routes")
         self.writer = self.table.writer("test")
         self.reconciler: Reconciler[IPNetwork, KernelRoute, KernelRoute] = Reconciler(
-            self.table, target, lambda route: route
+            self.table, target, lambda _, route: route
         )
 
     async def put_back(self) -> None:

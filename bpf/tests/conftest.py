@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("kernel"):
                 item.add_marker(pytest.mark.skip(reason="needs root"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_forgotten_loop() -> None:
-    """Keep looptime from making an event loop for a sync test, which nobody would close."""
-    asyncio.set_event_loop(None)
 
 
 @pytest.fixture

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager
 from typing import Final, Generic, TypeVar
 
@@ -31,6 +39,7 @@ async def etcd_source(
     *,
     health: Health,
     on_bad: Callable[[bytes, BadRowError], None] | None = None,
+    before_listing: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Sequence[Event[K, V]]]:
     """
     Everything below `prefix`, and every change of it, forever.
@@ -48,6 +57,8 @@ async def etcd_source(
         decode_key: what `decode` says of a key. Raises BadRowError: the key is none of ours.
         health: is kept up to date.
         on_bad: also hears of bad rows, each time one is seen.
+        before_listing: waits until what is there is everything: a server that was replaced is
+            empty at first, and its listing would sweep away all rows. May raise EtcdError.
     """
     if not prefix.endswith("/"):
         raise ValueError(f"{prefix!r} has no trailing /")
@@ -56,6 +67,8 @@ async def etcd_source(
     while True:
         try:
             if reader.after is None:
+                if before_listing is not None:
+                    await before_listing()
                 async with aclosing(reader.listing()) as batches:
                     async for batch in batches:
                         yield batch

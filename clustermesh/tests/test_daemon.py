@@ -157,7 +157,7 @@ async def test_a_table_shows_the_rows_of_every_origin_and_what_failed_and_why(
     east, west = table.writer("east"), table.writer("west")
     east.replace({"a": "red", "b": "green", "c": "blue"})
     west.replace({"a": "black"})
-    reconciler = Reconciler(table, FullMap(), lambda row: row, retry_min=3600, retry_max=3600)
+    reconciler = Reconciler(table, FullMap(), lambda _, row: row, retry_min=3600, retry_max=3600)
     bad = RowFailure(key="d", origin="west", error="not a colour")
     daemon.add_table("colours", table, render, reconcilers=[reconciler], bad_rows=lambda: [bad])
 

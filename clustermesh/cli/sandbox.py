@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from cyclopts import App, Parameter
+
+from clustermesh.errors import UserError
+from clustermesh.sandbox import process, remains, topology
+from clustermesh.sandbox.daemons import World, load, search_path
+from clustermesh.sandbox.model import Cluster, Pod, parse_name, sandbox
+
+app = App(name="sandbox", help="Bring up whole clusters on this machine, in network namespaces.")
+
+Name = Annotated[str, Parameter(help="Which sandbox: several can live side by side.")]
+
+_WELL_WITHIN: Final = 60.0  # seconds
+
+
+@app.command
+def up(
+    *,
+    clusters: int = 2,
+    nodes: int = 2,
+    pods: int = 2,
+    routing: Literal["tunnel", "direct"] = "tunnel",
+    name: Name = "default",
+    connect: bool = True,
+) -> None:
+    """
+    Bring up clusters, with real etcd servers, certificates, BPF programs and tunnels.
+
+    What an earlier sandbox of that name left is taken down first.
+
+    Args:
+        clusters: How many.
+        nodes: How many in each cluster.
+        pods: How many on each node.
+        routing: How packets get from cluster to cluster.
+        connect: Connect every cluster with every other.
+    """
+    started = time.monotonic()
+    wanted = sandbox(name, clusters=clusters, nodes=nodes, pods=pods, routing=routing)
+    world = World(wanted)
+    with _step(f"network of {clusters} clusters, {nodes} nodes each, {pods} pods each"):
+        topology.up(wanted)
+    with _step("certificates and manifests"):
+        world.prepare()
+    with _step("etcd, apiservers, agents and pods") as tell:
+        for part in world.parts():
+            part.start()
+        if connect:
+            for first, second in combinations(wanted.members, 2):
+                world.connect(first, second)
+        world.wait_until_well(_WELL_WITHIN, lambda well, of: tell(f"{well} of {of} are well"))
+    print(f"sandbox {name} is up after {time.monotonic() - started:.1f} s")
+
+
+@app.command
+def down(*, name: Name = "default", every: Annotated[bool, Parameter("--all")] = False) -> None:
+    """
+    Take a sandbox down: its processes, namespaces, mounts, cgroups and files.
+
+    Whatever is left of one is removed too, however it ended.
+
+    Args:
+        every: Take all of them down.
+    """
+    for one in remains.names() if every else [parse_name(name)]:
+        remains.down(one)
+        print(f"sandbox {one} is down")
+
+
+@app.command
+def status(
+    *,
+    name: Name = "default",
+    output: Annotated[Literal["table", "json"], Parameter(name=("--output", "-o"))] = "table",
+) -> int:
+    """Sum up every cluster and node. The exit code is 0 only when all is well."""
+    from clustermesh.sandbox.overview import print_overview  # noqa: PLC0415 - it imports rich
+
+    world = load(name)
+    reports = world.reports()
+    if output == "json":
+        sys.stdout.buffer.write(
+            msgspec.json.encode(
+                {
+                    part: {
+                        **{daemon: msgspec.Raw(body) for daemon, body in report.daemons.items()},
+                        "troubles": report.troubles,
+                        "warnings": report.warnings,
+                    }
+                    for part, report in reports.items()
+                }
+            )
+            + b"\n"
+        )
+    else:
+        print_overview(world.sandbox, reports)
+    return 1 if any(report.troubles for report in reports.values()) else 0
+
+
+@app.command(name="exec")
+def execute(
+    place: str,
+    /,
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    name: Name = "default",
+) -> None:
+    """
+    Run a command inside a node, a pod or a control plane, as a process of it.
+
+    Args:
+        place: CLUSTER/NODE, CLUSTER/NODE/POD or CLUSTER/control.
+        command: The command, after `--`; a shell if there is none.
+    """
+    here = load(name).sandbox
+    found = here.find(place)
+    argv = process.inside(
+        here.namespace(found),
+        remains.cgroup_mount() / here.cgroup_of(found),
+        command or [os.environ.get("SHELL", "/bin/sh")],
+    )
+    environment = {**os.environ, "PATH": search_path()}
+    os.execvpe(argv[0], argv, environment)  # noqa: S606 - it is what a user asked for
+
+
+@app.command
+def apply(cluster: str, file: Path, /, *, name: Name = "default") -> None:
+    """
+    Apply Kubernetes manifests to a cluster.
+
+    A Service gets ClusterIPs if it names none, and EndpointSlices for the pods its selector finds.
+
+    Args:
+        file: YAML or JSON with one or several objects; - reads standard input.
+    """
+    world = load(name)
+    manifests = world.manifests(world.sandbox.cluster(cluster))
+    for item in manifests.apply(_file(file), world.is_running):
+        print(f"{cluster}: {item} applied")
+
+
+@app.command
+def delete(cluster: str, file: Path, /, *, name: Name = "default") -> None:
+    """Delete the objects that a file names from a cluster."""
+    world = load(name)
+    manifests = world.manifests(world.sandbox.cluster(cluster))
+    for item in manifests.delete(_file(file), world.is_running):
+        print(f"{cluster}: {item} deleted")
+
+
+@app.command
+def stop(
+    *targets: str, name: Name = "default", kill: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """
+    Stop processes of a sandbox, and wait until they have ended.
+
+    Args:
+        targets: CLUSTER (everything in it), CLUSTER/etcd, CLUSTER/apiserver, CLUSTER/NODE (its
+            agent), CLUSTER/NODE/POD or CLUSTER/pods.
+        kill: Use SIGKILL, as a crash would.
+    """
+    world = load(name)
+    parts = [part for target in _some(targets) for part in world.find(target)]
+    for part in reversed(parts):
+        part.stop(signal.SIGKILL if kill else signal.SIGTERM)
+    if any(isinstance(part.place, Pod) for part in parts):
+        world.pods_changed({world.sandbox.cluster(p.place.cluster) for p in parts})
+    print(f"stopped {', '.join(part.name for part in parts)}")
+
+
+@app.command
+def start(*targets: str, name: Name = "default") -> None:
+    """
+    Start processes that were stopped.
+
+    Args:
+        targets: As for `stop`.
+    """
+    world = load(name)
+    parts = [part for target in _some(targets) for part in world.find(target)]
+    for part in parts:
+        part.start()
+    if any(isinstance(part.place, Pod) for part in parts):
+        world.pods_changed({world.sandbox.cluster(p.place.cluster) for p in parts})
+    print(f"started {', '.join(part.name for part in parts)}")
+
+
+@app.command
+def connect(first: str, second: str, /, *, name: Name = "default") -> None:
+    """Connect two clusters: each reads the other's etcd."""
+    world = load(name)
+    world.connect(*_two(world, first, second))
+    print(f"{first} and {second} are connected")
+
+
+@app.command
+def disconnect(first: str, second: str, /, *, name: Name = "default") -> None:
+    """Disconnect two clusters: each forgets the other."""
+    world = load(name)
+    world.disconnect(*_two(world, first, second))
+    print(f"{first} and {second} are disconnected")
+
+
+def _two(world: World, first: str, second: str) -> tuple[Cluster, Cluster]:
+    if first == second:
+        raise UserError(f"{first} and {second} are the same cluster", hint="name two")
+    return world.sandbox.cluster(first), world.sandbox.cluster(second)
+
+
+def _some(targets: tuple[str, ...]) -> tuple[str, ...]:
+    if not targets:
+        raise UserError("nothing to do", hint="name CLUSTER, CLUSTER/etcd, CLUSTER/NODE, ...")
+    return targets
+
+
+def _file(file: Path) -> Path:
+    return Path("/dev/stdin") if str(file) == "-" else file
+
+
+@contextmanager
+def _step(what: str) -> Iterator[Callable[[str], None]]:
+    """Show that something is going on, and then how long it took."""
+    start_ = time.monotonic()
+    terminal = sys.stdout.isatty()
+
+    def tell(detail: str) -> None:
+        if terminal:
+            print(f"\r\033[K… {what}: {detail}", end="", flush=True)
+
+    tell("")
+    yield tell
+    clear = "\r\033[K" if terminal else ""
+    print(f"{clear}✓ {what} ({time.monotonic() - start_:.1f} s)", flush=True)

@@ -1,0 +1,225 @@
+"""
+The Kubernetes side of a sandbox's cluster: what a kubelet and the controllers would have written.
+
+Each cluster has a directory of manifests that its apiserver watches. What a user applies is kept
+there object by object, with the ClusterIPs that an API server would have given, and the
+EndpointSlices of its Services are written from the pods that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from apiserver.manifests import parse
+from certs.store import write_atomically
+from clustermesh.errors import UserError
+
+from .model import Cluster, Node, Pod
+
+NAMESPACE: Final = "default"
+PORTS: Final = (("http", 8080, "TCP"), ("udp", 8080, "UDP"), ("stream", 8081, "TCP"))
+"""Name, number and protocol of what the echo server in every pod listens on."""
+
+Manifest = dict[str, Any]
+
+
+class Manifests:
+    """The manifests of one cluster, in a directory."""
+
+    def __init__(self, directory: Path, cluster: Cluster) -> None:
+        self._directory = directory
+        self._applied = directory / "applied"
+        self._cluster = cluster
+
+    def create(self, is_running: Callable[[Pod], bool]) -> None:
+        """Write what the cluster is made of: a namespace, its nodes and pods."""
+        self._applied.mkdir(parents=True, exist_ok=True)
+        namespace = _object("v1", "Namespace", NAMESPACE, "")
+        nodes = [_node(node) for node in self._cluster.nodes]
+        self._write("cluster.yaml", [namespace, *nodes])
+        self.update(is_running)
+
+    def apply(self, file: Path, is_running: Callable[[Pod], bool]) -> list[str]:
+        """
+        Take over the objects of `file`, and name them.
+
+        Raises:
+            UserError: the file cannot be read, or has a mistake in it; then nothing is taken over.
+        """
+        objects = read_manifests(file)
+        for item in objects:
+            if item["kind"] == "Service":
+                self._give_addresses(item)
+        for item in objects:
+            self._write(f"applied/{_file_name(item)}", [item])
+        self.update(is_running)
+        return [_name(item) for item in objects]
+
+    def delete(self, file: Path, is_running: Callable[[Pod], bool]) -> list[str]:
+        """
+        Remove the objects that `file` names, and name those that were there.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        gone = []
+        for item in read_manifests(file):
+            path = self._applied / _file_name(item)
+            if path.exists():
+                path.unlink()
+                gone.append(_name(item))
+        self.update(is_running)
+        return gone
+
+    def update(self, is_running: Callable[[Pod], bool]) -> None:
+        """Say which pods are running, and which of them answer each Service."""
+        pods = [pod for node in self._cluster.nodes for pod in node.pods]
+        running = {pod.place: is_running(pod) for pod in pods}
+        nodes = {node.name: node for node in self._cluster.nodes}
+        documents = [_pod(pod, nodes[pod.node], ready=running[pod.place]) for pod in pods]
+        self._write("pods.yaml", documents)
+        written = [i for f in sorted(self._applied.glob("*.yaml")) for i in read_manifests(f)]
+        own = {_service_of(item) for item in written if item["kind"] == "EndpointSlice"}
+        services = [item for item in written if item["kind"] == "Service" and _key(item) not in own]
+        slices = [s for item in services for s in _slices(item, pods, running)]
+        self._write("endpointslices.yaml", slices)
+
+    def _give_addresses(self, service: Manifest) -> None:
+        """Do as an API server: a ClusterIP of each family, kept when it is applied again."""
+        spec = service["spec"]
+        if "clusterIP" in spec or "clusterIPs" in spec or spec.get("type") == "ExternalName":
+            return
+        path = self._applied / _file_name(service)
+        taken: set[str] = set()
+        for other in self._applied.glob("*.yaml"):
+            for item in read_manifests(other):
+                ips = item.get("spec", {}).get("clusterIPs", ())
+                if other == path:
+                    spec["clusterIPs"] = ips
+                taken.update(ips)
+        if not spec.get("clusterIPs"):
+            hosts = (network.hosts() for network in self._cluster.service_cidrs)
+            spec["clusterIPs"] = [
+                next(str(ip) for ip in addresses if str(ip) not in taken) for addresses in hosts
+            ]
+        spec["clusterIP"] = spec["clusterIPs"][0]
+
+    def _write(self, name: str, documents: Iterable[Manifest]) -> None:
+        text = yaml.safe_dump_all(documents, sort_keys=False).encode()
+        path = self._directory / name
+        if not path.exists() or path.read_bytes() != text:
+            write_atomically({path: (text, 0o644)})
+
+
+def read_manifests(file: Path) -> list[Manifest]:
+    """
+    The objects of a file, after the apiserver's own reader has found nothing wrong with them.
+
+    Raises:
+        UserError: it names the file, the document and the field.
+    """
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    for problem in parse(text, str(file)).problems:
+        raise UserError(f"{problem.where}: {problem.error}", hint="nothing was changed")
+    objects: list[Manifest] = []
+    for document in yaml.safe_load_all(text):
+        if document is not None:
+            objects += document["items"] if document["kind"] == "List" else [document]
+    return objects
+
+
+def _node(node: Node) -> Manifest:
+    return {
+        **_object("v1", "Node", node.name, ""),
+        "spec": {"podCIDRs": [str(cidr) for cidr in node.pod_cidrs]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": str(ip)} for ip in node.addresses]
+        },
+    }
+
+
+def _pod(pod: Pod, node: Node, *, ready: bool) -> Manifest:
+    made = _object("v1", "Pod", f"{pod.node}-{pod.name}", NAMESPACE)
+    made["metadata"]["labels"] = {"app": "echo", "node": pod.node}
+    ports = [{"name": n, "containerPort": p, "protocol": proto} for n, p, proto in PORTS]
+    made["spec"] = {
+        "nodeName": pod.node,
+        "serviceAccountName": "default",
+        "containers": [{"name": "echo", "ports": ports}],
+    }
+    made["status"] = {
+        "phase": "Running",
+        "hostIP": str(node.addresses.v4),
+        "podIP": str(pod.addresses.v4),
+        "podIPs": [{"ip": str(ip)} for ip in pod.addresses],
+        "conditions": [{"type": "Ready", "status": str(ready)}],
+    }
+    return made
+
+
+def _slices(
+    service: Manifest, pods: Iterable[Pod], running: Mapping[str, bool]
+) -> Iterator[Manifest]:
+    """As the EndpointSlice controller: one for each family, none without a selector."""
+    selector = service["spec"].get("selector")
+    if not selector or service["metadata"]["namespace"] != NAMESPACE:
+        return
+    chosen = [p for p in pods if selector.items() <= {"app": "echo", "node": p.node}.items()]
+    ports = [_slice_port(port) for port in service["spec"].get("ports", ())]
+    for version in (4, 6):
+        addresses = [(p, p.addresses.v4 if version == 4 else p.addresses.v6) for p in chosen]
+        name = service["metadata"]["name"]
+        piece = _object("discovery.k8s.io/v1", "EndpointSlice", f"{name}-ipv{version}", NAMESPACE)
+        piece["metadata"]["labels"] = {"kubernetes.io/service-name": name}
+        piece["addressType"] = f"IPv{version}"
+        piece["endpoints"] = [
+            {
+                "addresses": [str(ip_address(ip))],
+                "conditions": {"ready": running[pod.place]},
+                "nodeName": pod.node,
+            }
+            for pod, ip in addresses
+        ]
+        piece["ports"] = ports
+        yield piece
+
+
+def _slice_port(port: Manifest) -> Manifest:
+    target = port.get("targetPort", port["port"])
+    numbers: dict[Any, int] = {name: number for name, number, _ in PORTS}
+    return {
+        "name": port.get("name", ""),
+        "port": numbers.get(target, target),
+        "protocol": port.get("protocol", "TCP"),
+    }
+
+
+def _object(version: str, kind: str, name: str, namespace: str) -> Manifest:
+    metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata}
+
+
+def _key(item: Manifest) -> tuple[str, str]:
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _service_of(piece: Manifest) -> tuple[str, str]:
+    labels = piece["metadata"].get("labels", {})
+    return _key(piece)[0], labels.get("kubernetes.io/service-name", "")
+
+
+def _file_name(item: Manifest) -> str:
+    namespace, name = _key(item)
+    return f"{item['kind'].lower()}.{namespace}.{name}.yaml"
+
+
+def _name(item: Manifest) -> str:
+    return f"{item['kind'].lower()}/{'/'.join(filter(None, _key(item)))}"
