@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from clustermesh import kinds
 from clustermesh.errors import BadRowError, UserError
-from clustermesh.etcd import Etcd, EtcdConfig, EtcdError, Health, etcd_source, probe
+from clustermesh.etcd import Etcd, EtcdConfig, EtcdError, Health, etcd_source
 from clustermesh.kinds import Kind, Owner
 from clustermesh.model import ClusterConfig, ClusterId, ClusterName
 from clustermesh.state import Table, Writer, replicate
@@ -29,7 +29,16 @@ _LOOK_EVERY: Final = 10.0  # seconds between looks at cluster-config and heartbe
 _CANARY_EVERY: Final = 0.2  # seconds
 _RETRY_MIN: Final = 0.25  # seconds
 _RETRY_MAX: Final = 15.0
+_ABSENT_MAX: Final = 1.0  # while a cluster has not introduced itself: it is probably starting
 _SAVE_EVERY: Final = 30.0
+NO_HEARTBEAT: Final = (
+    f"no heartbeat for {kinds.HEARTBEAT_LOST:.0f} s: is its apiserver running? "
+    "Its last known state stays in use"
+)
+
+
+class AbsentError(Exception):
+    """There is no such cluster where we look, at least not yet."""
 
 
 class RefusedError(Exception):
@@ -143,6 +152,7 @@ class ClusterReader:
         self._state = RemoteState.CONNECTING
         self._since = time.monotonic()
         self._last_error: str | None = None
+        self._last_beat: bytes | None = None  # the one after which there was none for too long
         self._saved = 0
         services = kinds.LOCAL_SERVICES if name == ids.own else kinds.SERVICES
         self.feeds: Final[dict[str, _Feed[Any, Any]]] = {
@@ -220,14 +230,17 @@ class ClusterReader:
         wait = _RETRY_MIN
         while True:
             try:
+                await self._await_heart(etcd)
                 config = await self._introduce(etcd)
                 self._ids.claim(self.name, config)
+            except AbsentError as error:
+                self._enter(RemoteState.CONNECTING, str(error))
+                wait = min(wait, _ABSENT_MAX)
             except RefusedError as error:
                 self._enter(RemoteState.REFUSED, str(error))
                 wait = _LOOK_EVERY
             except EtcdError as error:
-                cause = await asyncio.to_thread(probe, etcd.config)
-                self._enter(RemoteState.FAILED, cause or str(error))
+                self._enter(RemoteState.FAILED, str(error))
             else:
                 wait = _RETRY_MIN
                 self._config = config
@@ -237,10 +250,24 @@ class ClusterReader:
             await asyncio.sleep(wait)
             wait = min(wait * 2, _RETRY_MAX)
 
+    async def _await_heart(self, etcd: Etcd) -> None:
+        """
+        After the heart has stopped, wait until it beats again.
+
+        An apiserver that is dead lets its keys expire one by one, and reading on would withdraw a
+        cluster whose pods are alive. So its last known state is kept instead.
+        """
+        while self._last_beat is not None:
+            if await etcd.get(kinds.HEARTBEAT.encode()) != self._last_beat:
+                self._last_beat = None
+            else:
+                self._enter(RemoteState.FAILED, NO_HEARTBEAT)
+                await asyncio.sleep(_LOOK_EVERY)
+
     async def _introduce(self, etcd: Etcd) -> ClusterConfig:
         value = await etcd.get(kinds.cluster_config_key(self.name).encode())
         if value is None:
-            raise RefusedError(
+            raise AbsentError(
                 f"its etcd knows no cluster {self.name!r}: is it still starting, or is the file in "
                 "--clusters-dir named after another one?"
             )
@@ -263,21 +290,22 @@ class ClusterReader:
         return reason
 
     async def _until_doubtful(self, etcd: Etcd, config: ClusterConfig) -> str:
-        beat, beat_at = None, time.monotonic()
+        beat, beat_at = b"", time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             try:
                 if await self._introduce(etcd) != config:
                     return "its cluster-config has changed"
                 seen = await etcd.get(kinds.HEARTBEAT.encode())
-            except RefusedError:
+            except (AbsentError, RefusedError):
                 continue  # it is put back within seconds, or the heart stops
             except EtcdError:
                 continue  # the sources know, and say so
-            if seen != beat:
+            if seen is not None and seen != beat:
                 beat, beat_at = seen, time.monotonic()
             elif time.monotonic() - beat_at > kinds.HEARTBEAT_LOST:
-                return f"no heartbeat for {kinds.HEARTBEAT_LOST:.0f} s: is its apiserver running?"
+                self._last_beat = beat
+                return NO_HEARTBEAT
 
     def _enter(self, state: RemoteState, error: str | None) -> None:
         if error and error != self._last_error:

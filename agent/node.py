@@ -145,6 +145,8 @@ class BpfNode:
             self._datapath.attach_sockets(self._settings.cgroup)
             await routes.synced.wait()
             self._datapath.settle()
+            if self._routing is Routing.DIRECT:
+                await self._netlink.remove_tunnel_device()  # of a time when the routing was another
             self._attached = True
             log.info("the datapath is attached: %s routing", self._routing)
             async for names in Watch(self._read.nodes):

@@ -156,6 +156,10 @@ class Netlink:
                 await self._delete_rule(family, rule)
         for error in (await self.routes.apply({}, list(await self.routes.dump()))).values():
             raise error
+        await self.remove_tunnel_device()
+
+    async def remove_tunnel_device(self) -> None:
+        """Take the tunnel device away, if there is one."""
         link = await self._link(TUNNEL_DEVICE)
         if link is not None and link.get(("linkinfo", "kind")) == "vxlan":
             with _oserror(f"removing {TUNNEL_DEVICE}"):

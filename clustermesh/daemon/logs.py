@@ -81,3 +81,5 @@ def configure_logging(level: str, form: str, stream: TextIO | None = None) -> No
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(capture=True)
+    # It tells of every change in a directory, at the level of what a person wants to read.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
