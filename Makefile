@@ -7,11 +7,12 @@ PACKAGES := clang llvm gcc libc6-dev linux-libc-dev libbpf-dev libelf-dev zlib1g
             python3 python3-dev python3-venv
 BUILT := $(wildcard bpf/*.bpf.c bpf/lib/*.h) agent/kernel/_libbpf_build.py clustermesh/etcd/rpc.proto
 
-.PHONY: help setup demo test bench lint clean
+.PHONY: help setup demo test test-kube bench lint clean
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.packages $(VENV)/.installed $(VENV)/.built ## system packages, virtual environment, BPF objects
+	@:
 
 $(VENV)/.packages: Makefile
 	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
@@ -37,7 +38,11 @@ demo: setup ## two clusters, one Service, one network; shows it and leaves it up
 
 test: setup ## lint, unit tests, BPF programs on this kernel, and every promise end to end
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest -n 2 --dist loadgroup
+	@$(BIN)/pytest -n 2 --dist loadfile
+
+test-kube: setup ## what needs real API servers and helm (builds them first, 10 minutes once, with Go)
+	@$(BIN)/python -m e2e.kube.assets
+	@$(BIN)/pytest -n 2 --dist loadfile -m kube
 
 bench: setup ## measure, and write docs/benchmarks.md with its plots
 	@$(BIN)/python -m e2e.bench

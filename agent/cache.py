@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from certs.store import write_atomically
+from clustermesh.files import replace_file
 from clustermesh.model import ClusterId, ClusterName
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Cache:
         path = self._path(cluster)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            write_atomically({path: (msgspec.msgpack.encode(snapshot), 0o600)})
+            replace_file(path, msgspec.msgpack.encode(snapshot))
         except OSError as error:
             if not self._warned:
                 log.warning("%s: the last known state cannot be kept: %s", path, error)

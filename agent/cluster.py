@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from clustermesh import kinds
@@ -25,16 +25,23 @@ V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY: Final = 10.0  # seconds between looks at cluster-config and heartbeat
 _CANARY_EVERY: Final = 0.2  # seconds
 _RETRY_MIN: Final = 0.25  # seconds
 _RETRY_MAX: Final = 15.0
 _ABSENT_MAX: Final = 1.0  # while a cluster has not introduced itself: it is probably starting
-_SAVE_EVERY: Final = 30.0
 NO_HEARTBEAT: Final = (
     f"no heartbeat for {kinds.HEARTBEAT_LOST:.0f} s: is its apiserver running? "
     "Its last known state stays in use"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a reader does things, in seconds."""
+
+    look_every: float = 10.0  # at cluster-config and heartbeat
+    heartbeat_lost: float = kinds.HEARTBEAT_LOST
+    save_every: float = 30.0
 
 
 class AbsentError(Exception):
@@ -87,7 +94,6 @@ class _Feed(Generic[K, V]):
     kind: Kind[K, V]
     writer: Writer[K, V]
     health: Health
-    bad: dict[str, str] = field(default_factory=dict)  # why a row is skipped at present, by key
 
     async def run(self, etcd: Etcd, owner: Owner, config: ClusterConfig) -> None:
         """Follow forever. Nothing is listed, so nothing swept away, before the canary is there."""
@@ -99,16 +105,11 @@ class _Feed(Generic[K, V]):
                 await asyncio.sleep(_CANARY_EVERY)
 
         def decode_key(key: bytes) -> K:
-            text = key.decode(errors="replace")
-            self.bad.pop(text, None)
-            return self.kind.parse_key(text.removeprefix(prefix))
+            return self.kind.parse_key(key.decode(errors="replace").removeprefix(prefix))
 
         def decode(key: bytes, value: bytes) -> tuple[K, V]:
             row_key = decode_key(key)
             return row_key, self.kind.decode(owner, row_key, value)
-
-        def on_bad(key: bytes, error: BadRowError) -> None:
-            self.bad[key.decode(errors="replace")] = str(error)
 
         await replicate(
             etcd_source(
@@ -117,7 +118,6 @@ class _Feed(Generic[K, V]):
                 decode,
                 decode_key,
                 health=self.health,
-                on_bad=on_bad,
                 before_listing=before_listing,
             ),
             self.writer,
@@ -143,11 +143,19 @@ class ClusterReader:
     Losing the connection, or the reader being stopped, withdraws nothing; only `leave` does.
     """
 
-    def __init__(self, name: ClusterName, ids: ClusterIds, tables: Read, cache: Cache) -> None:
+    def __init__(
+        self,
+        name: ClusterName,
+        ids: ClusterIds,
+        tables: Read,
+        cache: Cache,
+        pace: Pace = Pace(),
+    ) -> None:
         """Open the cluster's writers, and put into them what it said last, if that is known."""
         self.name: Final = name
         self._ids = ids
         self._cache = cache
+        self._pace = pace
         self._config: ClusterConfig | None = None
         self._state = RemoteState.CONNECTING
         self._since = time.monotonic()
@@ -199,25 +207,27 @@ class ClusterReader:
     def status(self) -> Remote:
         """How it goes."""
         state, error = self._state, self._last_error
+        since = time.monotonic() - self._since
+        skipped = [f"{key}: {why}" for h in self._healths() for key, why in h.skipped.items()]
         down = next((h for h in self._healths() if h.listings and not h.connected), None)
         if state in {RemoteState.READY, RemoteState.LISTING} and down is not None:
-            state, error = RemoteState.FAILED, down.last_error
+            state, error, since = RemoteState.FAILED, down.last_error, time.time() - down.since
         elif state is RemoteState.LISTING and all(f.writer.listed for f in self.feeds.values()):
             state = RemoteState.READY
         return Remote(
             cluster=self.name,
             id=self._config.id if self._config else None,
             state=state,
-            since=round(time.monotonic() - self._since, 1),
+            since=round(since, 1),
             last_error=error or next((h.last_error for h in self._healths() if h.last_error), None),
             **{name: len(feed.writer.own) for name, feed in self.feeds.items()},
-            bad_rows=sum(h.bad_rows for h in self._healths()),
-            last_bad_row=next((h.last_bad_row for h in self._healths() if h.last_bad_row), None),
+            bad_rows=len(skipped),
+            last_bad_row=skipped[-1] if skipped else None,
         )
 
     def bad_rows(self, kind: str) -> Iterator[RowFailure]:
         """The rows that are skipped at present."""
-        for key, error in self.feeds[kind].bad.items():
+        for key, error in self.feeds[kind].health.skipped.items():
             yield RowFailure(key=key, error=error, origin=self.name)
 
     def _feed(self, kind: Kind[K, V], table: Table[K, V]) -> _Feed[K, V]:
@@ -238,7 +248,7 @@ class ClusterReader:
                 wait = min(wait, _ABSENT_MAX)
             except RefusedError as error:
                 self._enter(RemoteState.REFUSED, str(error))
-                wait = _LOOK_EVERY
+                wait = self._pace.look_every
             except EtcdError as error:
                 self._enter(RemoteState.FAILED, str(error))
             else:
@@ -258,11 +268,12 @@ class ClusterReader:
         cluster whose pods are alive. So its last known state is kept instead.
         """
         while self._last_beat is not None:
-            if await etcd.get(kinds.HEARTBEAT.encode()) != self._last_beat:
+            beat = await etcd.get(kinds.HEARTBEAT.encode())
+            if beat is not None and beat != self._last_beat:  # the last one expires some day
                 self._last_beat = None
             else:
                 self._enter(RemoteState.FAILED, NO_HEARTBEAT)
-                await asyncio.sleep(_LOOK_EVERY)
+                await asyncio.sleep(self._pace.look_every)
 
     async def _introduce(self, etcd: Etcd) -> ClusterConfig:
         value = await etcd.get(kinds.cluster_config_key(self.name).encode())
@@ -292,7 +303,7 @@ class ClusterReader:
     async def _until_doubtful(self, etcd: Etcd, config: ClusterConfig) -> str:
         beat, beat_at = b"", time.monotonic()
         while True:
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(self._pace.look_every)
             try:
                 if await self._introduce(etcd) != config:
                     return "its cluster-config has changed"
@@ -303,7 +314,7 @@ class ClusterReader:
                 continue  # the sources know, and say so
             if seen is not None and seen != beat:
                 beat, beat_at = seen, time.monotonic()
-            elif time.monotonic() - beat_at > kinds.HEARTBEAT_LOST:
+            elif time.monotonic() - beat_at > self._pace.heartbeat_lost:
                 self._last_beat = beat
                 return NO_HEARTBEAT
 
@@ -332,7 +343,7 @@ class ClusterReader:
         """Keep the cache fresh: soon after the first listing, then at intervals, and at the end."""
         try:
             while True:
-                await asyncio.sleep(_SAVE_EVERY if self._saved else 1)
+                await asyncio.sleep(self._pace.save_every if self._saved else 1)
                 await asyncio.to_thread(self._save)
         finally:
             self._save()

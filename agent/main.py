@@ -48,6 +48,7 @@ def main() -> None:
 async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
     """Keep the node joined until cancelled. Stopping leaves everything in the kernel as it is."""
     own = ClusterName(settings.cluster_name)
+    own_etcd = read_config(settings.local_etcd_config)  # without it there is nothing to do
     read, derived = Read(), Derived()
     ids = ClusterIds(own, ClusterId(settings.cluster_id), settings.max_connected_clusters)
     cache = Cache(settings.state_dir / own / settings.node_name)
@@ -57,9 +58,7 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
     node: Kernel = BpfNode(settings, read, derived) if settings.datapath == "bpf" else NoKernel()
     async with node, asyncio.TaskGroup() as tasks:
         _show(daemon, settings, read, derived, Parts(home, remotes, node))
-        tasks.create_task(
-            home.run(partial(read_config, settings.local_etcd_config)), name=f"cluster {own}"
-        )
+        tasks.create_task(home.run(lambda: own_etcd), name=f"cluster {own}")
         tasks.create_task(remotes.run(), name="remote clusters")
         # Whose an address is can be said only when our own addresses are known.
         await home.nodes_known()
@@ -136,6 +135,10 @@ def _show(
         yield from home.bad_rows(kind)
         yield from remotes.bad_rows(kind)
 
+    def refused() -> list[str]:
+        claims = ((key, derived.cidrs.first(key)) for key in derived.cidrs.keys())
+        return sorted(f"{key} is refused: {c.refused}" for key, c in claims if c and c.refused)
+
     def unread() -> str | None:
         status = home.status()
         if status.state is RemoteState.READY:
@@ -147,6 +150,7 @@ def _show(
     daemon.add_status("datapath", node.status)
     daemon.add_status("home", home.status)
     daemon.add_remotes(remotes.status)
+    daemon.add_status("refused", refused)
     daemon.add_readiness("cluster", unread)
     daemon.add_readiness("datapath", node.unready)
     daemon.add_table(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from clustermesh.model import IPNetwork
 from clustermesh.state import Reconciler, Watch
@@ -25,6 +25,9 @@ from .targets.ipcache import IpcacheTarget
 from .targets.routes import RouteTarget, Routing, kernel_route, tunnel_mtu
 
 log = logging.getLogger(__name__)
+
+_GRACE: Final = 10.0  # seconds
+_GRACE_WHEN_EMPTY: Final = 1.0
 
 
 class Kernel(Protocol):
@@ -110,13 +113,18 @@ class BpfNode:
             settings.bpffs, max_connected_clusters=settings.max_connected_clusters
         )
         self._open.callback(self._datapath.close)
-        self._netlink = await self._open.enter_async_context(Netlink.open())
+        self._netlink = await self._open.enter_async_context(Netlink.open(settings.sysctls))
+        # Maps that are in use are left as they are for longer, while a cluster is yet to be read.
+        grace = _GRACE if self._datapath.adopted else _GRACE_WHEN_EMPTY
         self._reconcilers = {
             "frontends": Reconciler(
-                derived.frontends, FrontendTarget(self._datapath), lambda _, row: row.active()
+                derived.frontends,
+                FrontendTarget(self._datapath),
+                lambda _, row: row.active(),
+                grace=grace,
             ),
             "ipcache": Reconciler(
-                derived.ipcache, IpcacheTarget(self._datapath), lambda _, row: row
+                derived.ipcache, IpcacheTarget(self._datapath), lambda _, row: row, grace=grace
             ),
             "routes": Reconciler(
                 derived.routes, RouteTarget(self._netlink, self._prepare), self._kernel_route

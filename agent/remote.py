@@ -13,7 +13,7 @@ from clustermesh.peers import PeerFile, peer_files
 from clustermesh.status import Remote, RowFailure
 
 from .cache import Cache
-from .cluster import ClusterIds, ClusterReader
+from .cluster import ClusterIds, ClusterReader, Pace
 from .tables import Read
 
 
@@ -25,11 +25,19 @@ class Remotes:
     cluster. Stopping drains nothing.
     """
 
-    def __init__(self, directory: Path, ids: ClusterIds, tables: Read, cache: Cache) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ids: ClusterIds,
+        tables: Read,
+        cache: Cache,
+        pace: Pace = Pace(),  # noqa: B008 - it cannot change
+    ) -> None:
         self.readers: dict[ClusterName, ClusterReader] = {}
         self._ids = ids
         self._tables = tables
         self._cache = cache
+        self._pace = pace
         self._changes: AsyncIterator[Mapping[ClusterName, PeerFile]] = peer_files(
             directory, ids.own
         )
@@ -76,5 +84,7 @@ class Remotes:
 
     def _reader(self, name: ClusterName) -> ClusterReader:
         if name not in self.readers:
-            self.readers[name] = ClusterReader(name, self._ids, self._tables, self._cache)
+            self.readers[name] = ClusterReader(
+                name, self._ids, self._tables, self._cache, self._pace
+            )
         return self.readers[name]

@@ -50,7 +50,7 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
     cluster: ClusterName
     cluster_id: ClusterId
     node: str
-    node_ips: tuple[IPAddress, ...]  # InternalIPs
+    node_ips: tuple[IPAddress, ...]  # InternalIPs, without those that are refused
     is_node: bool = False  # the node itself, not its pods
     refused: str = ""  # why it is not used, when it is not
 

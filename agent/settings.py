@@ -32,6 +32,9 @@ class AgentSettings(DaemonSettings):
     cgroup: Path = Path("/sys/fs/cgroup")
     "Cgroup (v2) whose processes are load-balanced."
 
+    sysctls: Path = Path("/proc/sys/net")
+    "Where the network's sysctls can be written: in a container /proc/sys is read-only."
+
     state_dir: Path = Path("/var/lib/clustermesh")
     "Directory for what has to survive a restart of the agent."
 

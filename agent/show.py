@@ -114,7 +114,6 @@ def ipcache(key: IPNetwork, rows: Mapping[str, IpcacheEntry]) -> Rendered:
             "cluster_id": row.cluster_id,
             "node_ip": str(row.node_ip) if row.node_ip else None,
         }
-        return
 
 
 def _addresses(ports_by_address: PortsByAddress) -> Sequence[str]:

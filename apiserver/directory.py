@@ -117,10 +117,6 @@ class Directory:
             self._report((Problem(str(self._path), error.strerror or str(error)),), ())
             return
         self._unreadable = ()
-        for path in [path for path in self._files if path not in found]:
-            self._report((), self._files[path].problems)
-            for writer in self._files.pop(path).writers.values():
-                writer.close()
         changed = {
             path: signature
             for path, signature in sorted(found.items())
@@ -129,6 +125,11 @@ class Directory:
         parsed = await asyncio.to_thread(lambda: {p: _read(p, self._path) for p in changed})
         for path, signature in changed.items():
             self._take(path, signature, parsed[path])
+        # After the others, and without a pause: what has moved to another file is never missing.
+        for path in [path for path in self._files if path not in found]:
+            self._report((), self._files[path].problems)
+            for writer in self._files.pop(path).writers.values():
+                writer.close()
         if not self.listed:
             self.listed = True
             for gate in self._gates:
@@ -177,14 +178,30 @@ def _signatures(directory: Path) -> dict[Path, _Signature]:
     """Raises OSError if the directory cannot be read; a file that vanishes meanwhile is no file."""
     found = {}
     for folder, folders, files in os.walk(directory, onerror=_raise, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if _is_below(Path(folder), name)]
         for name in files:
             path = Path(folder, name)
             if path.suffix in _SUFFIXES and not name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):
-                    stat = path.stat()
-                    found[path] = _Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                    found[path] = _signature(path)
     return found
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether to go on into `name`: not into what is hidden, nor through a link to where we are."""
+    path = folder / name
+    is_loop = path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
+    return not name.startswith(".") and not is_loop
+
+
+def _signature(path: Path) -> _Signature:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return _Signature(0, 0, 0)  # reading it will say why
+    return _Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _raise(error: OSError) -> None:

@@ -1,13 +1,16 @@
 """
 The apiserver: publishes what a cluster shares with the mesh. Read me first.
 
-    directory ──▶ objects ──rules──▶ exports ──reconcile──▶ etcd
-                  (tables.py)        (tables.py)            (export.py)
+    Kubernetes ────▶ objects ──rules──▶ exports ──reconcile──▶ etcd
+    or a directory   (tables.py)        (tables.py)            (export.py)
+    (backing.py)
 
     Service + EndpointSlices ──services──▶ services ──▶ cilium/state/services/, clustermesh/local/
     Node + MeshNode ─────────nodes───────▶ nodes ─────▶ cilium/state/nodes/
     Pod + Namespace ─────────claims──────▶ claims ──┬─▶ allocator ▶ identities ▶ …/identities/
                                                     └─endpoints──▶ endpoints ──▶ cilium/state/ip/
+
+Each replica keeps all of the etcd beside it; the one that leads also gives the identities.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from clustermesh.model import (
     ClusterConfig,
     ClusterId,
     ClusterName,
+    Identity,
+    IdentityId,
     IPAddress,
     ObjectName,
     identity_range,
@@ -32,9 +37,9 @@ from clustermesh.state import Index, derive
 from clustermesh.status import Cluster, EtcdStatus, Problem, SourceStatus
 
 from . import show
-from .directory import Directory
+from .allocator import Allocator
+from .backing import Backing, open_backing
 from .export import Exporter
-from .identities import Allocator, FileStore
 from .objects import EndpointSlice, Pod
 from .rules.endpoints import Claim, Labels, claims, endpoints
 from .rules.nodes import nodes
@@ -54,14 +59,9 @@ async def serve_cluster(settings: ApiserverSettings, daemon: Daemon) -> None:
     cluster = ClusterName(settings.cluster_name)
     cluster_id = ClusterId(settings.cluster_id)
     objects, exports = Objects(), Exports()
-    source = Directory(settings.directory, objects)
-    by_labels = Index("claims by labels", exports.claims, lambda _, claim: (claim.labels,))
-    allocator = Allocator(
-        by_labels,
-        exports.identities.writer("allocator"),
-        identity_range(cluster_id, settings.max_connected_clusters),
-        FileStore(settings.directory / ".identities.json"),
-    )
+    claimed = Index("claims by labels", exports.claims, lambda _, row: (row.labels,))
+    given = Index("identities by labels", exports.identities, lambda _, row: (row.labels,))
+    numbers = identity_range(cluster_id, settings.max_connected_clusters)
     etcd_config = make_config(
         settings.etcd_endpoints,
         settings.etcd_ca,
@@ -69,14 +69,22 @@ async def serve_cluster(settings: ApiserverSettings, daemon: Daemon) -> None:
         settings.etcd_key,
         where="--etcd-endpoints",
     )
-    async with Etcd(etcd_config) as etcd, asyncio.TaskGroup() as tasks:
+    async with (
+        open_backing(settings, objects, numbers) as backing,
+        Etcd(etcd_config) as etcd,
+        asyncio.TaskGroup() as tasks,
+    ):
+        allocator = Allocator(claimed, exports.identities, given, numbers, backing.store)
         users = Users(etcd, cluster, settings.clusters_dir)
         exporter = Exporter(etcd, cluster, exports)
-        _show(daemon, settings, Parts(source, exports, allocator, users, exporter))
-        tasks.create_task(source.run(), name="source")
-        tasks.create_task(allocator.run(), name="allocate identities")
+        _show(daemon, settings, Parts(backing, exports, allocator, users, exporter))
+        tasks.create_task(backing.source.run(), name="source")
+        tasks.create_task(allocator.run(), name="follow identities")
+        tasks.create_task(backing.leadership.run(allocator.lead), name="lead")
         tasks.create_task(users.run(), name="users")
-        for name, derivation in _derivations(cluster, cluster_id, objects, exports, by_labels):
+        for name, derivation in _derivations(
+            cluster, cluster_id, objects, exports, claimed=claimed, given=given
+        ):
             tasks.create_task(derivation, name=f"derive {name}")
         await users.set_up.wait()
         await exporter.run(ClusterConfig(cluster_id, settings.max_connected_clusters))
@@ -87,15 +95,14 @@ def _derivations(
     cluster_id: ClusterId,
     objects: Objects,
     exports: Exports,
-    by_labels: Index[Labels, IPAddress, Claim],
+    *,
+    claimed: Index[Labels, IPAddress, Claim],
+    given: Index[Labels, IdentityId, Identity],
 ) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
     """Every rule, from what it reads to what it writes."""
     services_of = partial(services, cluster=cluster, cluster_id=cluster_id)
     nodes_of = partial(nodes, cluster=cluster, cluster_id=cluster_id)
-    slices = Index(
-        "slices by service", objects.slices, lambda _, piece: filter(None, [piece.service])
-    )
-    identities = Index("identities by labels", exports.identities, lambda _, row: (row.labels,))
+    slices = Index("slices by service", objects.slices, _service_of)
 
     def claims_of(key: ObjectName, pods: Mapping[str, Pod]) -> Mapping[IPAddress, Claim]:
         namespace = objects.namespaces.first(ObjectName("", key.namespace))
@@ -119,7 +126,7 @@ def _derivations(
             (objects.pods,), exports.claims.writer("rule"), claims_of, context=(objects.namespaces,)
         ),
     )
-    yield "endpoints", derive((by_labels, identities), exports.endpoints.writer("rule"), endpoints)
+    yield "endpoints", derive((claimed, given), exports.endpoints.writer("rule"), endpoints)
 
 
 def _service_of(_: ObjectName, piece: EndpointSlice) -> Iterable[ObjectName]:
@@ -129,7 +136,7 @@ def _service_of(_: ObjectName, piece: EndpointSlice) -> Iterable[ObjectName]:
 class Parts(NamedTuple):
     """What the daemon shows."""
 
-    source: Directory
+    backing: Backing
     exports: Exports
     allocator: Allocator
     users: Users
@@ -137,18 +144,20 @@ class Parts(NamedTuple):
 
 
 def _show(daemon: Daemon, settings: ApiserverSettings, parts: Parts) -> None:
-    source, exports, allocator, users, exporter = parts
+    (source, _, leadership), exports, allocator, users, exporter = parts
     reconcilers = exporter.reconcilers
 
     def source_status() -> SourceStatus:
-        problems = [Problem(p.where, p.error) for p in source.problems]
-        if allocator.problem:
-            problems.append(Problem(str(settings.directory), allocator.problem))
+        found = (*source.problems, *allocator.problems)
+        problems = [Problem(p.where, p.error) for p in found]
+        if leadership.problem:
+            problems.append(Problem("election", leadership.problem))
         return SourceStatus(
             kind=settings.source,
             listed=source.listed,
             objects=source.count,
             problems=problems,
+            leader=leadership.leader,
         )
 
     def etcd_status() -> EtcdStatus:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import yaml
 
 from clustermesh.errors import BadRowError
-from clustermesh.kinds import check_pod_cidr
-from clustermesh.model import Protocol
+from clustermesh.kinds import check_pod_cidr, parse_address
+from clustermesh.model import ObjectName, Protocol
 
 from .objects import (
     CLUSTER_SCOPED,
@@ -28,9 +28,22 @@ from .objects import (
 
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LABEL_KEY: Final = re.compile(
+    rf"({_SUBDOMAIN.pattern}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?"
+)
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_SAFE_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Document: TypeAlias = Mapping[str, Any]
+
+
+class Loader(_SAFE_LOADER):  # type: ignore[misc] # which of the two is known at run time only
+    """YAML as Kubernetes reads it: what looks like a date is a string."""
+
+    yaml_implicit_resolvers: Mapping[str, Any] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in _SAFE_LOADER.yaml_implicit_resolvers.items()
+    }
 
 
 class Problem(NamedTuple):
@@ -51,13 +64,18 @@ def parse(text: bytes, where: str) -> Parsed:
     """The objects of a file; documents of kinds that do not matter to the mesh are passed over."""
     objects: list[AnyObject] = []
     problems: list[Problem] = []
+    known: set[tuple[type[AnyObject], ObjectName]] = set()
     try:
-        documents = list(yaml.load_all(text, Loader=_LOADER))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        documents = list(yaml.load_all(text, Loader=Loader))
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # The last four: a tag such as !!int before a word that is none.
         return Parsed((), (Problem(where, f"no YAML: {' '.join(str(error).split())}"),))
     for number, item in _items(documents):
         try:
             if (parsed := _object(item)) is not None:
+                if (type(parsed), parsed.key) in known:
+                    raise BadRowError("the file has it already, further up")
+                known.add((type(parsed), parsed.key))
                 objects.append(parsed)
         except (BadRowError, msgspec.ValidationError) as error:
             problems.append(Problem(f"{where}, document {number}{_named(item)}", str(error)))
@@ -67,9 +85,11 @@ def parse(text: bytes, where: str) -> Parsed:
 def _items(documents: Iterable[object]) -> Iterator[tuple[int, object]]:
     """Every object with the number of its document; a List holds several."""
     for number, document in enumerate(documents, 1):
+        items = None
         if isinstance(document, dict) and document.get("kind") == "List":
-            for item in document.get("items") or ():
-                yield number, item
+            items = document.get("items")
+        if isinstance(items, list):
+            yield from ((number, item) for item in items)
         elif document is not None:
             yield number, document
 
@@ -83,15 +103,25 @@ def _named(item: object) -> str:
 def _object(item: object) -> AnyObject | None:
     if not isinstance(item, dict) or "apiVersion" not in item or "kind" not in item:
         raise BadRowError("it has no apiVersion and kind")
-    kind = KINDS.get((item["apiVersion"], item["kind"]))
+    version, name = item["apiVersion"], item["kind"]
+    if not isinstance(version, str) or not isinstance(name, str):
+        raise BadRowError("its apiVersion or kind is no string")
+    if name == "List" and item.get("items") is not None:
+        raise BadRowError("items is no list")
+    kind = KINDS.get((version, name))
     if kind is None:
         return None
     for path, known in _KNOWN[kind].items():
         _check_fields(item, path, known)
     parsed = msgspec.convert(item, kind, strict=True)
     _check_metadata(parsed)
-    _CHECKS[kind](parsed)
+    check(parsed)
     return parsed
+
+
+def check(item: AnyObject) -> None:
+    """Raises BadRowError for what Kubernetes would accept, and the mesh can make nothing of."""
+    _CHECKS[type(item)](item)
 
 
 def _check_fields(item: Document, path: str, known: frozenset[str]) -> None:
@@ -119,6 +149,9 @@ def _check_metadata(item: AnyObject) -> None:
         raise BadRowError("metadata.namespace is missing")
     else:
         _name("metadata.namespace", metadata.namespace, _LABEL, "a DNS label")
+    for key, value in metadata.labels.items():
+        if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
+            raise BadRowError(f"metadata.labels: {key!r}: {value!r} is no label")
 
 
 def _check_node(node: Any) -> None:
@@ -146,8 +179,11 @@ def _check_service(service: Any) -> None:
     for text in (service.spec.cluster_ip, *service.spec.cluster_ips):
         if text not in {"", "None"}:
             _ip("spec.clusterIPs", text)
+    names = [port.name for port in service.spec.ports]
     for port in service.spec.ports:
         _port("spec.ports", port.port, port.protocol)
+        if names.count(port.name) > 1:
+            raise BadRowError(f"spec.ports: several are named {port.name!r}")
 
 
 def _check_slice(piece: Any) -> None:
@@ -173,9 +209,9 @@ def _name(field: str, name: str, pattern: re.Pattern[str], what: str) -> None:
 
 def _ip(field: str, text: str) -> None:
     try:
-        ip_address(text)
-    except ValueError:
-        raise BadRowError(f"{field}: {text!r} is no IP address") from None
+        parse_address(text)
+    except BadRowError as error:
+        raise BadRowError(f"{field}: {error}") from None
 
 
 def _port(field: str, port: int | None, protocol: str) -> None:
@@ -212,7 +248,11 @@ _KNOWN: Final[Mapping[type[AnyObject], Mapping[str, frozenset[str]]]] = {
         "metadata": _METADATA,
         "spec": _words("configSource externalID podCIDR podCIDRs providerID taints unschedulable"),
     },
-    MeshNode: {"": _TOP, "metadata": _METADATA},
+    MeshNode: {
+        "": _TOP,
+        "metadata": _METADATA,
+        "spec": _words("addresses bootID wireguardPublicKey"),
+    },
     Pod: {"": _TOP, "metadata": _METADATA},
     Service: {
         "": _TOP,

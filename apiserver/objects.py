@@ -16,13 +16,12 @@ from clustermesh.model import ObjectName
 
 
 class Metadata(msgspec.Struct, frozen=True, gc=False, rename="camel"):
-    """What every object has."""
+    """What every object has. Annotations can be long, and only those of Services are read."""
 
     name: str
     namespace: str = ""
     uid: str = ""
     labels: Mapping[str, str] = {}
-    annotations: Mapping[str, str] = {}
 
 
 class Object(msgspec.Struct, frozen=True, gc=False):
@@ -74,9 +73,7 @@ class Node(Object, frozen=True, gc=False):
     status: NodeStatus = NodeStatus()
 
 
-class MeshNodeSpec(
-    msgspec.Struct, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True
-):
+class MeshNodeSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     """What only the agent knows of its node."""
 
     wireguard_public_key: str = ""
@@ -152,9 +149,16 @@ class ServiceSpec(msgspec.Struct, frozen=True, gc=False):
     selector: Mapping[str, str] | None = None
 
 
+class ServiceMetadata(Metadata, frozen=True, gc=False, rename="camel"):
+    """Annotations say whether, and how, a service is global."""
+
+    annotations: Mapping[str, str] = {}
+
+
 class Service(Object, frozen=True, gc=False):
     """A name for a set of pods."""
 
+    metadata: ServiceMetadata
     spec: ServiceSpec = ServiceSpec()
 
 

@@ -12,7 +12,13 @@ class ApiserverSettings(DaemonSettings):
     """Publish what a cluster shares with the mesh in the cluster's own etcd."""
 
     source: str
-    "Where the state of the cluster is read: dir:PATH, a directory of Kubernetes manifests."
+    "Where the cluster's state is read: kube, or dir:PATH, a directory of Kubernetes manifests."
+
+    kubeconfig: Path | None = None
+    "For --source kube: file that says how to reach the API server; by default, as pods do."
+
+    context: str | None = None
+    "For --source kube: name of a context in that file, or in kubectl's; by default the current."
 
     etcd_endpoints: CommaSeparated
     "URLs of the etcd to publish in, separated by commas or given several times."
@@ -34,9 +40,11 @@ class ApiserverSettings(DaemonSettings):
 
     def __post_init__(self) -> None:
         DaemonSettings.__post_init__(self)
-        kind, colon, path = self.source.partition(":")
-        if kind != "dir" or not colon or not path:
-            raise UserError(f"--source {self.source!r} is no source", hint="write dir:PATH")
+        kind, _, path = self.source.partition(":")
+        if self.source != "kube" and (kind != "dir" or not path):
+            raise UserError(f"--source {self.source!r} is no source", hint="write kube or dir:PATH")
+        if self.source != "kube" and (self.kubeconfig or self.context):
+            raise UserError("--kubeconfig and --context belong to --source kube")
         if not self.etcd_endpoints:
             raise UserError("--etcd-endpoints is empty", hint="write https://HOST:2379")
         given = [self.etcd_ca, self.etcd_cert, self.etcd_key]
@@ -48,6 +56,6 @@ class ApiserverSettings(DaemonSettings):
         parse_address(self.listen)
 
     @property
-    def directory(self) -> Path:
-        """The directory that `source` names."""
-        return Path(self.source.removeprefix("dir:"))
+    def directory(self) -> Path | None:
+        """The directory that `source` names; None for `kube`."""
+        return None if self.source == "kube" else Path(self.source.removeprefix("dir:"))

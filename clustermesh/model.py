@@ -1,7 +1,7 @@
 """
 The words of the mesh: what the apiserver exports and the agent reads, as frozen rows.
 
-Nothing here knows how a row is written in etcd: that is `kinds.py`.
+Nothing here knows how a row is written in etcd: that is `kinds/`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import enum
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final, NamedTuple, NewType, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, NewType, TypeAlias
 
 import msgspec
 
@@ -21,6 +22,10 @@ ClusterId = NewType("ClusterId", int)
 IdentityId = NewType("IdentityId", int)
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+
+NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+"""The empty mapping of all rows. With a dict of its own in each empty field a row would be half as
+large again."""
 
 # STABLE API: the reserved identities of Cilium.
 HOST: Final = IdentityId(1)
@@ -89,10 +94,10 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     name: ObjectName
     frontends: PortsByAddress
     backends: PortsByAddress
-    labels: Mapping[str, str] = {}
-    selector: Mapping[str, str] = {}
-    hostnames: Mapping[IPAddress, str] = {}
-    zones: Mapping[IPAddress, Zone] = {}
+    labels: Mapping[str, str] = NOTHING
+    selector: Mapping[str, str] = NOTHING
+    hostnames: Mapping[IPAddress, str] = NOTHING
+    zones: Mapping[IPAddress, Zone] = NOTHING
     shared: bool = True
     include_external: bool = True
     affinity: Affinity = Affinity.NONE  # never crosses clusters: each decides for itself
@@ -113,7 +118,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     name: str
     addresses: tuple[tuple[str, IPAddress], ...]  # ("InternalIP", 192.0.2.1); the first is used
     pod_cidrs: tuple[IPNetwork, ...]  # primary ones first
-    labels: Mapping[str, str] = {}
+    labels: Mapping[str, str] = NOTHING
     wireguard_public_key: str = ""  # base64; empty when encryption is off
     boot_id: str = ""
 

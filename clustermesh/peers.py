@@ -36,15 +36,23 @@ async def peer_files(
     The files of all connected clusters: now, and whenever one appears, changes or goes away.
 
     Files whose names are no cluster's, or our own, are passed over: certificates lie here too. A
-    directory that is not there has no files. One that cannot be read keeps what it had.
+    directory that is not there yet has no files. One that cannot be read any more keeps what it
+    had: being unmounted is no order to leave.
     """
     last: Mapping[ClusterName, PeerFile] | None = None
+    unreadable = False
     while True:
         try:
             found = await asyncio.to_thread(_look, directory, own)
         except OSError as error:
-            log.warning("%s: %s; the clusters stay as they are", directory, error.strerror)
+            if last is None and isinstance(error, FileNotFoundError):
+                last = {}
+                yield last
+            if not unreadable and last:
+                log.warning("%s: %s; the clusters stay as they are", directory, error.strerror)
+            unreadable = True
         else:
+            unreadable = False
             if found != last:
                 last = found
                 yield found
@@ -52,8 +60,6 @@ async def peer_files(
 
 
 def _look(directory: Path, own: ClusterName) -> dict[ClusterName, PeerFile]:
-    if not directory.exists():
-        return {}
     found = {}
     for path in sorted(directory.iterdir()):
         name = ClusterName(path.name)

@@ -13,7 +13,7 @@ The command line and the daemons share one parser, cyclopts. It costs a daemon 2
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
@@ -144,6 +144,17 @@ def read_settings(
         UserError: what the dataclass raised.
     """
     found: list[S] = []
+    try:
+        settings_app(kind, name=name, version=version, found=found.append)(arguments)
+    except CycloptsError as error:
+        raise _usage_error(error, name) from error
+    if not found:
+        sys.exit(0)  # --help or --version
+    return found[0]
+
+
+def settings_app(kind: type[S], *, name: str, version: str, found: Callable[[S], None]) -> App:
+    """The command line of the daemon `name`, which calls `found` with its settings."""
 
     def default(
         settings: Annotated[S, Parameter(name="*")],
@@ -151,11 +162,11 @@ def read_settings(
         config: Annotated[Path | None, Parameter(help="YAML file with settings.")] = None,
     ) -> None:
         del config  # read in _settings_file, while the other sources are
-        found.append(settings)
+        found(settings)
 
     # What a type checker calls S is a class that is known now.
     default.__annotations__["settings"] = Annotated[kind, Parameter(name="*")]
-    app = App(
+    return App(
         name=name,
         version=version,
         help=f"{(kind.__doc__ or '').strip().splitlines()[0]}",
@@ -165,13 +176,6 @@ def read_settings(
         exit_on_error=False,
         print_error=False,
     )
-    try:
-        app(arguments)
-    except CycloptsError as error:
-        raise _usage_error(error, name) from error
-    if not found:
-        sys.exit(0)  # --help or --version
-    return found[0]
 
 
 def _settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

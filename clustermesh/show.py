@@ -17,11 +17,11 @@ COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "services": ("service", "cluster", "affinity", "shared", "frontends", "backends"),
     "frontends": ("service", "address", "affinity", "backends"),
     "nodes": ("cluster", "node", "addresses", "pod_cidrs", "wireguard_public_key"),
-    "routes": ("cidr", "cluster", "node", "node_ip"),
-    "identities": ("id", "cluster", "labels"),
+    "routes": ("prefix", "cluster", "node", "node_ip"),
+    "identities": ("identity", "cluster", "labels"),
     "endpoints": ("address", "cluster", "pod", "identity", "node_ip"),
-    "ipcache": ("prefix", "cluster", "identity", "node_ip"),
-    "cidrs": ("cidr", "cluster", "node", "node_ip"),
+    "ipcache": ("prefix", "cluster_id", "identity", "node_ip"),
+    "cidrs": ("cidr", "cluster", "node", "kind"),
 }
 """The fields that come first, in this order; other ones follow as they are met."""
 

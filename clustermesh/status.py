@@ -36,7 +36,7 @@ class Remote(msgspec.Struct, frozen=True, kw_only=True):
     services: int = 0
     identities: int = 0
     endpoints: int = 0
-    bad_rows: int = 0  # skipped since start, because it had no right to them or they make no sense
+    bad_rows: int = 0  # skipped now: it has no right to them, or they make no sense
     last_bad_row: str | None = None
 
 
@@ -95,6 +95,7 @@ class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
     listed: bool = False
     objects: int = 0
     problems: list[Problem] = []
+    leader: str = ""  # the replica that gives identities, as far as known; empty if there is one
 
 
 class EtcdStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,5 +123,6 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     tables: dict[str, TableStatus] = {}
     datapath: Datapath | None = None
     remotes: list[Remote] = []
+    refused: list[str] = []  # which addresses of which node are not used, and why
     source: SourceStatus | None = None
     etcd: EtcdStatus | None = None

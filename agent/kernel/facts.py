@@ -8,9 +8,10 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, Final, TypeAlias
 
 import msgspec
-from pyroute2 import AsyncIPRoute
 
 from clustermesh.model import IPAddress, IPNetwork
+
+from .pyroute import AsyncIPRoute
 
 _RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_UNIVERSE: Final = 0

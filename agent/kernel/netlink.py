@@ -17,13 +17,11 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from clustermesh.model import IPAddress, IPNetwork
 
 from .facts import Facts, read_facts
 from .monitor import RouteMonitor
+from .pyroute import AsyncIPRoute, NetlinkError
 from .route_messages import PROTOCOL, TABLE
 from .routes import RouteSocket, has_ipv6
 
@@ -38,7 +36,7 @@ OVERHEAD: Final = {4: 50, 6: 70}
 """Bytes that VXLAN adds, by IP version of the outside: inner Ethernet 14, VXLAN 8, UDP 8, IP."""
 
 _IFF_NOARP: Final = 0x80
-_SYSCTL: Final = Path("/proc/sys/net")
+_SYSCTLS: Final = Path("/proc/sys/net")
 
 _TUNNEL: Final = {
     "vxlan_collect_metadata": 1,
@@ -52,20 +50,28 @@ _TUNNEL: Final = {
 class Netlink:
     """What the agent needs of rtnetlink. Open it with `Netlink.open()`."""
 
-    def __init__(self, ip: AsyncIPRoute, routes: RouteSocket, monitor: RouteMonitor) -> None:
+    def __init__(
+        self, ip: AsyncIPRoute, routes: RouteSocket, monitor: RouteMonitor, sysctls: Path
+    ) -> None:
         self.ip = ip
         self.routes = routes
         self.monitor = monitor
+        self._sysctls = sysctls
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls) -> AsyncIterator[Netlink]:
-        """Open the sockets for as long as the context lasts. Closing them changes nothing."""
+    async def open(cls, sysctls: Path = _SYSCTLS) -> AsyncIterator[Netlink]:
+        """
+        Open the sockets for as long as the context lasts. Closing them changes nothing.
+
+        Args:
+            sysctls: where `/proc/sys/net` of this network namespace can be written.
+        """
         routes = RouteSocket()
         monitor = RouteMonitor(routes.port)
         try:
             async with AsyncIPRoute() as ip:
-                yield cls(ip, routes, monitor)
+                yield cls(ip, routes, monitor, sysctls)
         finally:
             routes.close()
             monitor.close()
@@ -113,7 +119,7 @@ class Netlink:
                 await self.ip.link("set", index=index, state="up")
         # Loose, and not off, because the kernel takes the larger of this and `all`: a node that is
         # strict everywhere would drop what other nodes' own addresses send through the tunnel.
-        _write_sysctl(f"ipv4/conf/{TUNNEL_DEVICE}/rp_filter", "2")
+        self._write_sysctl(f"ipv4/conf/{TUNNEL_DEVICE}/rp_filter", "2")
         return index
 
     async def ensure_forwarding(self, underlay: str) -> None:
@@ -124,11 +130,11 @@ class Netlink:
         route that it has from one: where this is what switches forwarding on, `underlay` is told to
         go on listening.
         """
-        _write_sysctl("ipv4/ip_forward", "1")
-        if has_ipv6() and _read_sysctl("ipv6/conf/all/forwarding") != "1":
-            if _read_sysctl(f"ipv6/conf/{underlay}/accept_ra") == "1":
-                _write_sysctl(f"ipv6/conf/{underlay}/accept_ra", "2")
-            _write_sysctl("ipv6/conf/all/forwarding", "1")
+        self._write_sysctl("ipv4/ip_forward", "1")
+        if has_ipv6() and self._read_sysctl("ipv6/conf/all/forwarding") != "1":
+            if self._read_sysctl(f"ipv6/conf/{underlay}/accept_ra") == "1":
+                self._write_sysctl(f"ipv6/conf/{underlay}/accept_ra", "2")
+            self._write_sysctl("ipv6/conf/all/forwarding", "1")
 
     async def ensure_rule(self, table: int = TABLE, priority: int = RULE_PRIORITY) -> None:
         """Have `table` looked up, for both families. A rule of ours that says otherwise goes."""
@@ -178,6 +184,14 @@ class Netlink:
             rules = [rule async for rule in await self.ip.get_rules(family=family)]
         return [rule for rule in rules if rule.get("protocol") == PROTOCOL]
 
+    def _read_sysctl(self, name: str) -> str:
+        return (self._sysctls / name).read_text().strip()
+
+    def _write_sysctl(self, name: str, value: str) -> None:
+        """Only when it differs: the file may be read-only, with the right value in it."""
+        if self._read_sysctl(name) != value:
+            (self._sysctls / name).write_text(value)
+
     async def _delete_rule(self, family: int, rule: Any) -> None:
         which = {"table": rule.get("table"), "priority": rule.get("priority")}
         with _oserror("removing a routing rule"):
@@ -196,16 +210,6 @@ def _is_tunnel(link: Any, port: int) -> bool:
 
 def _families() -> tuple[int, ...]:
     return (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
-
-
-def _read_sysctl(name: str) -> str:
-    return (_SYSCTL / name).read_text().strip()
-
-
-def _write_sysctl(name: str, value: str) -> None:
-    """Only when it differs: /proc/sys may be read-only, with the right values in it."""
-    if _read_sysctl(name) != value:
-        (_SYSCTL / name).write_text(value)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ class CidrKey(NamedTuple):
 def cidrs(nodes: Iterable[Node], own: ClusterName) -> Mapping[CidrKey, Cidr]:
     """What every node claims: its pod CIDRs and its own addresses; refused where it overlaps."""
     claims = sorted(
-        ((key, claim) for node in nodes for key, claim in _claims(node)),
+        # A claim may be made twice, by a node whose ExternalIP is its InternalIP.
+        dict(claim for node in nodes for claim in _claims(node)).items(),
         key=lambda item: (
             item[1].cluster != own,
             item[1].cluster_id,
@@ -55,7 +56,17 @@ def cidrs(nodes: Iterable[Node], own: ClusterName) -> Mapping[CidrKey, Cidr]:
             rows[key] = claim
         else:
             rows[key] = msgspec.structs.replace(claim, refused=f"overlaps {holder}")
-    return rows
+    return {key: _without_refused_addresses(claim, rows) for key, claim in rows.items()}
+
+
+def _without_refused_addresses(claim: Cidr, rows: Mapping[CidrKey, Cidr]) -> Cidr:
+    """A node's address that belongs to somebody else leads to them, and not to the node."""
+    ips = tuple(
+        ip
+        for ip in claim.node_ips
+        if not rows[CidrKey(ip_network(ip), claim.cluster, claim.node)].refused
+    )
+    return claim if ips == claim.node_ips else msgspec.structs.replace(claim, node_ips=ips)
 
 
 def _claims(node: Node) -> Iterator[tuple[CidrKey, Cidr]]:

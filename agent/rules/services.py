@@ -37,13 +37,15 @@ def frontends(
     local = rows.get(own)
     if local is None:
         return {}
+    # Of clusters that name one backend the last here has it, the same one on every node.
+    by_rank = sorted(rows.values(), key=lambda row: (row is local, -row.cluster_id))
     found: dict[L4Address, Frontend] = {}
     for ip, ports in local.frontends.items():
         for name, port in ports.items():
             address = L4Address(ip, port.port, port.protocol)
             backends = {
                 backend: service.cluster
-                for service in rows.values()
+                for service in by_rank
                 for backend in _backends(service, ip.version, name, port)
                 if _may_serve(service, owner(backend.ip))
             }

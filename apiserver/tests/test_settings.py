@@ -44,9 +44,11 @@ def test_etcd_endpoints_are_separated_by_commas() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"source": "manifests"}, "--source 'manifests' is no source (write dir:PATH)"),
+        ({"source": "manifests"}, "--source 'manifests' is no source (write kube or dir:PATH)"),
         ({"source": "dir:"}, "--source 'dir:' is no source"),
         ({"source": "git:x"}, "--source 'git:x' is no source"),
+        ({"source": "kube:x"}, "--source 'kube:x' is no source"),
+        ({"context": "east"}, "--kubeconfig and --context belong to --source kube"),
         ({"etcd_endpoints": ","}, "--etcd-endpoints is empty"),
         ({"etcd_ca": "ca.crt"}, "--etcd-ca, --etcd-cert and --etcd-key belong together"),
         ({"max_connected_clusters": "300"}, 'Invalid value "300" for --max-connected-clusters'),

@@ -17,9 +17,15 @@ from clustermesh.errors import UserError
 from clustermesh.model import parse_cluster_name
 
 app = cyclopts.App(name="certs", help="Make, show and renew the certificates of a cluster.")
+app.command(
+    "clustermesh.cli.secrets:secrets",
+    name="secrets",
+    help="Keep them in Secrets: make what is missing, renew what is due.",
+)
 
 _Dir = Annotated[Path, Parameter(name="--dir")]
-_Repeated = Parameter(negative="")
+_Repeated = Parameter(negative="", show_default=False)
+_Lifetime = Annotated[timedelta, Parameter(show_default=lambda default: f"{default.days}d")]
 _OUTPUT = Parameter(name=("--output", "-o"))
 
 
@@ -27,12 +33,12 @@ _OUTPUT = Parameter(name=("--output", "-o"))
 def init(
     *,
     directory: Annotated[Path | None, Parameter(name="--dir")] = None,
-    cluster_name: str = "",
+    cluster_name: Annotated[str, Parameter(show_default=False)] = "",
     ca_dir: Path | None = None,
     server_name: Annotated[tuple[str, ...], _Repeated] = (),
     remote: Annotated[tuple[str, ...], _Repeated] = (),
     namespace: str = certs.NAMESPACE,
-    lifetime: timedelta = certs.LEAF_LIFETIME,
+    lifetime: _Lifetime = certs.LEAF_LIFETIME,
 ) -> None:
     """
     Make what is missing or due. Run again, it changes nothing.
@@ -110,7 +116,7 @@ def renew(
     ca_dir: Path | None = None,
     server_name: Annotated[tuple[str, ...], _Repeated] = (),
     remote: Annotated[tuple[str, ...], _Repeated] = (),
-    lifetime: timedelta = certs.LEAF_LIFETIME,
+    lifetime: _Lifetime = certs.LEAF_LIFETIME,
     everything: Annotated[bool, Parameter(name="--all", negative="")] = False,
 ) -> None:
     """

@@ -20,9 +20,44 @@ app = App(
     print_error=False,
 )
 app.command(
+    "clustermesh.cli.contexts.install:install",
+    name="install",
+    help="Install clustermesh into a cluster, with helm.",
+)
+app.command(
+    "clustermesh.cli.contexts.install:enable",
+    name="enable",
+    help="Let other clusters reach a cluster.",
+)
+app.command(
+    "clustermesh.cli.contexts.install:disable",
+    name="disable",
+    help="Take a cluster out of the mesh; it stays installed.",
+)
+app.command(
+    "clustermesh.cli.contexts.connect:connect",
+    name="connect",
+    help="Connect clusters, once everything was checked.",
+)
+app.command(
+    "clustermesh.cli.contexts.connect:disconnect",
+    name="disconnect",
+    help="Disconnect clusters.",
+)
+app.command(
     "clustermesh.cli.status:app",
     name="status",
-    help="Sum up the daemons on this machine, and say what is wrong.",
+    help="Sum up clusters, or the daemons on this machine, and say what is wrong.",
+)
+app.command(
+    "clustermesh.cli.contexts.troubleshoot:troubleshoot",
+    name="troubleshoot",
+    help="Find out, step by step, why a cluster does not reach its peers.",
+)
+app.command(
+    "clustermesh.cli.contexts.sysdump:sysdump",
+    name="sysdump",
+    help="Collect what one needs to look into a problem, without secrets.",
 )
 app.command(
     "clustermesh.cli.show:app",
@@ -38,6 +73,11 @@ app.command(
     "clustermesh.cli.sandbox:app",
     name="sandbox",
     help="Bring up whole clusters on this machine, in network namespaces.",
+)
+app.command(
+    "clustermesh.cli.cleanup:app",
+    name="cleanup",
+    help="Take everything of ours off this node.",
 )
 
 
@@ -61,7 +101,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         word = (error.unused_tokens or [""])[0]
         return _fail(f"there is no command {word!r}", "see clustermesh --help", code=2)
     except CycloptsError as error:
-        return _fail(" ".join(str(error).split()), "see clustermesh --help", code=2)
+        command = " ".join(["clustermesh", *(error.command_chain or ())])
+        return _fail(" ".join(str(error).split()), f"see {command} --help", code=2)
     except UserError as error:
         return _fail(error.args[0], error.hint, code=1)
     except KeyboardInterrupt:

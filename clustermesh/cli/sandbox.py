@@ -13,14 +13,20 @@ from typing import Annotated, Final, Literal
 import msgspec
 from cyclopts import App, Parameter
 
+from clustermesh.cli.client import Output
 from clustermesh.errors import UserError
 from clustermesh.sandbox import process, remains, topology
 from clustermesh.sandbox.daemons import World, load, search_path
-from clustermesh.sandbox.model import Cluster, Pod, parse_name, sandbox
+from clustermesh.sandbox.model import Cluster, Node, Pod, parse_name, sandbox
 
 app = App(name="sandbox", help="Bring up whole clusters on this machine, in network namespaces.")
 
-Name = Annotated[str, Parameter(help="Which sandbox: several can live side by side.")]
+Name = Annotated[
+    str,
+    Parameter(env_var="CLUSTERMESH_SANDBOX", help="Which sandbox: several can live side by side."),
+]
+
+File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # - is one
 
 _WELL_WITHIN: Final = 60.0  # seconds
 
@@ -65,7 +71,11 @@ def up(
 
 
 @app.command
-def down(*, name: Name = "default", every: Annotated[bool, Parameter("--all")] = False) -> None:
+def down(
+    *,
+    name: Name = "default",
+    every: Annotated[bool, Parameter("--all", negative="")] = False,
+) -> None:
     """
     Take a sandbox down: its processes, namespaces, mounts, cgroups and files.
 
@@ -74,16 +84,17 @@ def down(*, name: Name = "default", every: Annotated[bool, Parameter("--all")] =
     Args:
         every: Take all of them down.
     """
-    for one in remains.names() if every else [parse_name(name)]:
+    there = remains.names()
+    for one in there if every else [parse_name(name)]:
         remains.down(one)
-        print(f"sandbox {one} is down")
+        print(f"sandbox {one} is down" if one in there else f"there is no sandbox {one}")
 
 
 @app.command
 def status(
     *,
     name: Name = "default",
-    output: Annotated[Literal["table", "json"], Parameter(name=("--output", "-o"))] = "table",
+    output: Output = "table",
 ) -> int:
     """Sum up every cluster and node. The exit code is 0 only when all is well."""
     from clustermesh.sandbox.overview import print_overview  # noqa: PLC0415 - it imports rich
@@ -131,17 +142,22 @@ def execute(
         command or [os.environ.get("SHELL", "/bin/sh")],
     )
     environment = {**os.environ, "PATH": search_path()}
+    if isinstance(found, Node):
+        # So that `show maps` and `cleanup` are about this node, and not about the machine.
+        environment["CLUSTERMESH_BPFFS"] = str(here.bpffs(found))
+        environment["CLUSTERMESH_STATE_DIR"] = str(here.state(found))
     os.execvpe(argv[0], argv, environment)  # noqa: S606 - it is what a user asked for
 
 
 @app.command
-def apply(cluster: str, file: Path, /, *, name: Name = "default") -> None:
+def apply(cluster: str, file: File, /, *, name: Name = "default") -> None:
     """
     Apply Kubernetes manifests to a cluster.
 
     A Service gets ClusterIPs if it names none, and EndpointSlices for the pods its selector finds.
 
     Args:
+        cluster: Which: cluster1, cluster2, ...
         file: YAML or JSON with one or several objects; - reads standard input.
     """
     world = load(name)
@@ -151,8 +167,14 @@ def apply(cluster: str, file: Path, /, *, name: Name = "default") -> None:
 
 
 @app.command
-def delete(cluster: str, file: Path, /, *, name: Name = "default") -> None:
-    """Delete the objects that a file names from a cluster."""
+def delete(cluster: str, file: File, /, *, name: Name = "default") -> None:
+    """
+    Delete the objects that a file names from a cluster.
+
+    Args:
+        cluster: Which: cluster1, cluster2, ...
+        file: As for `apply`.
+    """
     world = load(name)
     manifests = world.manifests(world.sandbox.cluster(cluster))
     for item in manifests.delete(_file(file), world.is_running):
@@ -198,8 +220,27 @@ def start(*targets: str, name: Name = "default") -> None:
 
 
 @app.command
+def logs(target: str, /, *, name: Name = "default") -> None:
+    """
+    Print what the processes of a sandbox have said since it was brought up.
+
+    Args:
+        target: As for `stop`.
+    """
+    for part in load(name).find(target):
+        for line in part.log.read_text().splitlines() if part.log.exists() else ():
+            print(f"{part.name}: {line}")
+
+
+@app.command
 def connect(first: str, second: str, /, *, name: Name = "default") -> None:
-    """Connect two clusters: each reads the other's etcd."""
+    """
+    Connect two clusters: each reads the other's etcd.
+
+    Args:
+        first: A cluster.
+        second: Another one.
+    """
     world = load(name)
     world.connect(*_two(world, first, second))
     print(f"{first} and {second} are connected")
@@ -207,7 +248,13 @@ def connect(first: str, second: str, /, *, name: Name = "default") -> None:
 
 @app.command
 def disconnect(first: str, second: str, /, *, name: Name = "default") -> None:
-    """Disconnect two clusters: each forgets the other."""
+    """
+    Disconnect two clusters: each forgets the other.
+
+    Args:
+        first: A cluster.
+        second: Another one.
+    """
     world = load(name)
     world.disconnect(*_two(world, first, second))
     print(f"{first} and {second} are disconnected")

@@ -3,10 +3,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from clustermesh.status import TableReply
 
@@ -42,7 +42,11 @@ def show(table: TableName, /, *, output: Output = "table", agent: AgentAddress =
 
 
 @app.command
-def maps(*, bpffs: Path = Path("/sys/fs/bpf"), output: Output = "table") -> None:
+def maps(
+    *,
+    bpffs: Annotated[Path, Parameter(env_var="CLUSTERMESH_BPFFS")] = Path("/sys/fs/bpf"),
+    output: Output = "table",
+) -> None:
     """
     Print the pinned BPF maps: what the kernel holds, whatever the agent says.
 

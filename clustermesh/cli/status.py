@@ -3,12 +3,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from cyclopts import App, Parameter
 
 from clustermesh.errors import UserError
+from clustermesh.settings import CommaSeparated
 from clustermesh.status import DaemonStatus, Remote, RemoteState
 
 from .client import (
@@ -25,10 +27,13 @@ from .client import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-app = App(name="status", help="Sum up the daemons on this machine, and say what is wrong.")
+app = App(name="status", help="Sum up clusters, or the daemons on this machine.")
 
 _POLL: Final = 0.2
 """Seconds between two looks while waiting."""
+
+_CLAIMS: Final = 5
+"""Refused CIDRs that are told one by one: two clusters with the same plan overlap in all."""
 
 _COLOURS: Final = {
     RemoteState.READY: "green",
@@ -37,6 +42,10 @@ _COLOURS: Final = {
     RemoteState.REFUSED: "red",
     RemoteState.FAILED: "red",
 }
+
+
+_EXPECTED_DROPS: Final = {"MULTICAST"}
+"""What every tunnel device says to neighbours that it does not have, whenever it comes up."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -57,25 +66,42 @@ def status(
     *,
     agent: AgentAddress = AGENT,
     apiserver: ApiserverAddress | None = None,
+    context: CommaSeparated = (),
+    namespace: Annotated[str | None, Parameter(name=("--namespace", "-n"))] = None,
+    kubeconfig: Path | None = None,
     output: Output = "table",
     wait: Annotated[bool, Parameter(negative="")] = False,
-    wait_timeout: float = 60.0,
+    wait_timeout: float | None = None,
 ) -> int:
     """
-    Sum up the daemons on this machine. The exit code is 0 only when all is well.
+    Sum up clusters, or the daemons on this machine. The exit code is 0 only when all is well.
 
     Args:
+        context: Contexts of a kubeconfig, with commas or given several times: those clusters are
+            summed up, and not this machine.
+        namespace: With --context: that of the installation; by default it is looked for.
+        kubeconfig: With --context: the file; by default what kubectl reads.
         agent: Where the agent answers: http://HOST:PORT or unix:PATH; `none` leaves it out.
         apiserver: The same for the apiserver. If not given, it is looked for at its default
             address and may be absent.
         wait: Look again until all is well.
-        wait_timeout: Seconds to wait at most.
+        wait_timeout: Seconds to wait at most; by default 60, with --context 300.
     """
+    if context:
+        from .contexts.status import status_of_clusters  # noqa: PLC0415 - takes long to import
+
+        return status_of_clusters(
+            context,
+            namespace=namespace,
+            kubeconfig=kubeconfig,
+            output=output,
+            timeout=(wait_timeout or 300.0) if wait else 0.0,
+        )
 
     def look() -> Report:
         return gather(agent, apiserver)
 
-    report = wait_until_well(look, wait_timeout if wait else 0.0)
+    report = wait_until_well(look, (wait_timeout or 60.0) if wait else 0.0)
     if output == "json":
         answers = {name: msgspec.Raw(body) for name, body in report.daemons.items()}
         whole = {**answers, "troubles": report.troubles, "warnings": report.warnings}
@@ -137,6 +163,9 @@ def troubles_of(said: DaemonStatus) -> Iterator[str]:
     for name, table in said.tables.items():
         if table.failures:
             yield f"{table.failures} of {name} are not in place: see clustermesh show {name}"
+    yield from said.refused[:_CLAIMS]
+    if more := len(said.refused[_CLAIMS:]):
+        yield f"{more} more CIDRs are refused: see clustermesh show cidrs"
     yield from _troubles_outside(said)
 
 
@@ -160,7 +189,7 @@ def warnings_of(said: DaemonStatus) -> Iterator[str]:
             yield f"{remote.cluster}: skipped {remote.bad_rows} bad rows: {remote.last_bad_row}"
     if said.datapath:
         for reason, packets in said.datapath.drops.items():
-            if packets:
+            if packets and reason not in _EXPECTED_DROPS:
                 yield f"{packets} packets were dropped: {reason}"
 
 

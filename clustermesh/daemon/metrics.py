@@ -86,9 +86,9 @@ class Snapshot(Collector):
             "What is known of a cluster.",
             labels=["cluster", "table"],
         )
-        bad = CounterMetricFamily(
+        bad = GaugeMetricFamily(
             "clustermesh_remote_bad_rows",
-            "Rows of a cluster that were skipped; `/status` names the last one.",
+            "Rows of a cluster that are skipped; `/status` names the last one.",
             labels=["cluster"],
         )
         for remote in self.remotes:

@@ -9,11 +9,12 @@ Public clients were tried, and lose events over a cut connection, hang after a c
 no TLS. The messages are generated from `rpc.proto`.
 """
 
+from clustermesh.health import Health
+
 from .auth import Auth, Permission, readable
 from .client import Etcd, Outcome, Page, Revision
 from .config import Endpoint, EtcdConfig, make_config, read_config
 from .errors import DeniedError, EtcdError, HistoryLostError, LeaseLostError, UnreachableError
-from .health import Health
 from .lease import Leases
 from .probe import probe
 from .source import etcd_source

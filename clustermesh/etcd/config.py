@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from clustermesh.errors import UserError
 
@@ -19,10 +20,16 @@ class Endpoint(msgspec.Struct, frozen=True):
     host: str  # a name or an address, IPv6 without brackets
     port: int
     tls: bool
+    server_name: str = ""  # in the server's certificate, where it is not the host
+
+    @property
+    def certified_name(self) -> str:
+        """The name or address that the server's certificate must have."""
+        return self.server_name or self.host
 
     @property
     def authority(self) -> str:
-        """`host:port`, the host being also the name that the server's certificate must have."""
+        """`host:port`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -45,12 +52,17 @@ class EtcdConfig(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
-    """STABLE API: the etcd client configuration file, as far as Cilium writes it too."""
+    """
+    STABLE API: the etcd client configuration file, as far as Cilium writes it too.
+
+    `server-name` is ours: nodes' addresses come and go, and are in no certificate.
+    """
 
     endpoints: list[str]
     trusted_ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    server_name: str = ""
 
 
 def read_config(path: Path) -> EtcdConfig:
@@ -67,14 +79,19 @@ def read_config(path: Path) -> EtcdConfig:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:  # a ValidationError is one too
-        hint = "known are endpoints, trusted-ca-file, cert-file and key-file"
+        hint = "known are endpoints, trusted-ca-file, cert-file, key-file, server-name"
         cause = " ".join(str(error).split())  # YAML's messages have several lines
         raise UserError(f"{path}: {cause}", hint=hint) from error
     ca, cert, key = (
         path.parent / name if name else None
         for name in (file.trusted_ca_file, file.cert_file, file.key_file)
     )
-    return make_config(file.endpoints, ca, cert, key, where=f"{path}: endpoints")
+    config = make_config(file.endpoints, ca, cert, key, where=f"{path}: endpoints")
+    if not file.server_name:
+        return config
+    return replace(
+        config, endpoints=tuple(replace(e, server_name=file.server_name) for e in config.endpoints)
+    )
 
 
 def make_config(

@@ -45,7 +45,7 @@ class Connection:
             credentials: None for plain text.
         """
         self.endpoint = endpoint
-        self.user = credentials.user if credentials else ""
+        self._credentials = credentials
         self._calls = _channel(endpoint, credentials)
         self._streams = _channel(endpoint, credentials)
         self._methods: dict[str, Any] = {}
@@ -54,6 +54,11 @@ class Connection:
         self._idle.set()
         self._open: set[Stream[Any]] = set()
         self.retired: str | None = None  # why, once it is
+
+    @property
+    def user(self) -> str:
+        """The name in our certificate; empty without one."""
+        return self._credentials.user if self._credentials else ""
 
     async def call(self, method: str, request: Message, answer: type[M], timeout: float) -> M:
         """
@@ -116,6 +121,8 @@ class Stream(Generic[M]):
     def __init__(self, connection: Connection, stream: Any) -> None:
         self.connection = connection
         self._stream = stream
+        self._ended = asyncio.Event()
+        stream.add_done_callback(lambda _: self._ended.set())
 
     async def write(self, request: Message) -> None:
         """
@@ -125,8 +132,19 @@ class Stream(Generic[M]):
             UnreachableError: the connection was retired.
             grpc.aio.AioRpcError: the stream broke.
         """
+        # gRPC's write waits for the connection: for ever, if the stream ends before there is one.
+        writing = asyncio.ensure_future(self._stream.write(request))
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait((writing, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            writing.cancel()
+            await asyncio.gather(writing, ended, return_exceptions=True)
+        if self._ended.is_set():
+            await self.read()  # raises why
         with self._retirement():
-            await self._stream.write(request)
+            await writing
 
     async def read(self) -> M:
         """
@@ -165,4 +183,7 @@ def _channel(endpoint: Endpoint, credentials: Credentials | None) -> Any:
     if credentials is None:
         return grpc.aio.insecure_channel(endpoint.authority, _OPTIONS)
     tls = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.cert)
-    return grpc.aio.secure_channel(endpoint.authority, tls, _OPTIONS)
+    options = list[tuple[str, Any]](_OPTIONS)
+    if endpoint.server_name:
+        options.append(("grpc.ssl_target_name_override", endpoint.server_name))
+    return grpc.aio.secure_channel(endpoint.authority, tls, options)

@@ -4,8 +4,6 @@ import ssl
 from pathlib import Path
 
 import msgspec
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 
 from .config import EtcdConfig
 from .errors import UnreachableError
@@ -17,7 +15,20 @@ class Credentials(msgspec.Struct, frozen=True):
     ca: bytes
     cert: bytes
     key: bytes
-    user: str  # the common name of the certificate, which is the etcd user
+
+    @property
+    def user(self) -> str:
+        """
+        The common name of the certificate, which is the etcd user.
+
+        Only errors name it. So the library that reads it, 9 MB, is imported only then.
+        """
+        from cryptography import x509  # noqa: PLC0415
+        from cryptography.x509.oid import NameOID  # noqa: PLC0415
+
+        subject = x509.load_pem_x509_certificate(self.cert).subject
+        names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(names[0].value) if names else ""
 
 
 def fingerprint(config: EtcdConfig) -> tuple[object, ...]:
@@ -34,21 +45,17 @@ def load(config: EtcdConfig) -> Credentials:
             may be for a moment while the files are being replaced. It names the file.
     """
     ca, cert, key = (_read(path) for path in (config.ca, config.cert, config.key))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not _holds_certificate(ca):
+        raise UnreachableError(f"{config.ca}: holds no CA certificate")
+    if not _holds_certificate(cert):
+        raise UnreachableError(f"{config.cert}: holds no certificate")
     try:
-        context.load_verify_locations(cadata=ca.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:
-        raise UnreachableError(f"{config.ca}: holds no CA certificate") from error
-    try:
-        user = _common_name(cert)
         # Without a password OpenSSL would ask for that of an encrypted key on the terminal.
-        context.load_cert_chain(str(config.cert), str(config.key), password="")
+        _context().load_cert_chain(str(config.cert), str(config.key), password="")
     except ssl.SSLError as error:
         message = f"{config.key}: is no key for the certificate in {config.cert}"
         raise UnreachableError(message) from error
-    except ValueError as error:
-        raise UnreachableError(f"{config.cert}: holds no certificate") from error
-    return Credentials(ca, cert, key, user)
+    return Credentials(ca, cert, key)
 
 
 def _read(path: Path | None) -> bytes:
@@ -67,6 +74,13 @@ def _fingerprint(path: Path) -> tuple[int, ...]:
     return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
-def _common_name(pem: bytes) -> str:
-    names = x509.load_pem_x509_certificate(pem).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else ""
+def _holds_certificate(pem: bytes) -> bool:
+    try:
+        _context().load_verify_locations(cadata=pem.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
+
+
+def _context() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

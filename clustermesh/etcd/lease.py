@@ -5,7 +5,8 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from .backoff import Backoff
+from clustermesh.backoff import Backoff
+
 from .client import Etcd
 from .errors import EtcdError
 

@@ -3,6 +3,8 @@ Find out why an etcd cannot be reached, and say it in a sentence.
 
 gRPC reports a refused connection, a wrong name and a missing client certificate all as
 UNAVAILABLE. So after a failure the same handshake is done once more, with the standard library.
+Reading certificates takes one that costs a daemon 9 MB: it is imported only when there is a cause
+to find.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import socket
 import ssl
 from datetime import UTC, datetime
-from typing import Final
-
-from cryptography import x509
+from typing import TYPE_CHECKING, Final
 
 from .config import Endpoint, EtcdConfig
 from .credentials import load
 from .errors import UnreachableError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 _TIMEOUT: Final = 3.0  # seconds for each of connecting, the handshake and the first answer
 
@@ -67,23 +70,39 @@ def probe_endpoint(config: EtcdConfig, endpoint: Endpoint) -> str | None:
 
 
 def _probe_tls(config: EtcdConfig, endpoint: Endpoint, tcp: socket.socket) -> str | None:
-    cert = load(config).cert
-    ours = x509.load_pem_x509_certificate(cert)
-    now = datetime.now(UTC)
-    if ours.not_valid_after_utc < now:
+    load(config)
+    try:
+        cause = _probe_handshake(config, endpoint, tcp)
+    except OSError:
+        if expired := _own_expired(config):
+            return expired
+        raise
+    return cause and (_own_expired(config) or cause)
+
+
+def _own_expired(config: EtcdConfig) -> str | None:
+    """What explains any other failure, if it is so."""
+    from cryptography import x509  # noqa: PLC0415
+
+    ours = x509.load_pem_x509_certificate(load(config).cert)
+    if ours.not_valid_after_utc < datetime.now(UTC):
         return f"our certificate {config.cert} {_expired(ours)}"
+    return None
+
+
+def _probe_handshake(config: EtcdConfig, endpoint: Endpoint, tcp: socket.socket) -> str | None:
     context = _context(config)
     context.load_verify_locations(config.ca)
     try:
-        with context.wrap_socket(tcp, server_hostname=endpoint.host) as tls:
+        with context.wrap_socket(tcp, server_hostname=endpoint.certified_name) as tls:
             return _probe_answer(config, tls)
     except ssl.SSLCertVerificationError as error:
         theirs = _server_certificate(config, endpoint)
         if error.verify_code in _WRONG_NAME:
             names = ", ".join(_names(theirs)) or "no names"
-            return f"the server's certificate is not for {endpoint.host}, but for {names}"
+            return f"the server's certificate is not for {endpoint.certified_name}, but for {names}"
         if error.verify_code == _EXPIRED:
-            whose = theirs if theirs.not_valid_after_utc < now else None
+            whose = theirs if theirs.not_valid_after_utc < datetime.now(UTC) else None
             return f"the server's certificate {_expired(whose)}"
         if error.verify_code == _NOT_YET_VALID:
             begin = theirs.not_valid_before_utc
@@ -113,12 +132,14 @@ def _context(config: EtcdConfig) -> ssl.SSLContext:
 
 def _server_certificate(config: EtcdConfig, endpoint: Endpoint) -> x509.Certificate:
     """Fetch it without verification: only to say what is wrong with it."""
+    from cryptography import x509  # noqa: PLC0415
+
     context = _context(config)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
         socket.create_connection((endpoint.host, endpoint.port), _TIMEOUT) as tcp,
-        context.wrap_socket(tcp, server_hostname=endpoint.host) as tls,
+        context.wrap_socket(tcp, server_hostname=endpoint.certified_name) as tls,
     ):
         der = tls.getpeercert(binary_form=True)
         assert der is not None, "a TLS server always has a certificate"
@@ -126,6 +147,8 @@ def _server_certificate(config: EtcdConfig, endpoint: Endpoint) -> x509.Certific
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
+    from cryptography import x509  # noqa: PLC0415
+
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

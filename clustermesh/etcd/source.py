@@ -14,14 +14,14 @@ from collections.abc import (
 from contextlib import aclosing, contextmanager
 from typing import Final, Generic, TypeVar
 
+from clustermesh.backoff import Backoff
 from clustermesh.errors import BadRowError
+from clustermesh.health import Health
 from clustermesh.state import Delete, Event, Listed, Listing, Put
 
 from . import rpc_pb2 as rpc
-from .backoff import Backoff
 from .client import Etcd, Revision
 from .errors import EtcdError, HistoryLostError
-from .health import Health
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -38,7 +38,6 @@ async def etcd_source(
     decode_key: Callable[[bytes], K],
     *,
     health: Health,
-    on_bad: Callable[[bytes, BadRowError], None] | None = None,
     before_listing: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Sequence[Event[K, V]]]:
     """
@@ -56,13 +55,12 @@ async def etcd_source(
         decode: of a key and its value. Raises BadRowError: the row is skipped and reported.
         decode_key: what `decode` says of a key. Raises BadRowError: the key is none of ours.
         health: is kept up to date.
-        on_bad: also hears of bad rows, each time one is seen.
         before_listing: waits until what is there is everything: a server that was replaced is
             empty at first, and its listing would sweep away all rows. May raise EtcdError.
     """
     if not prefix.endswith("/"):
         raise ValueError(f"{prefix!r} has no trailing /")
-    reader = _Reader(etcd, prefix.encode(), decode, decode_key, health=health, on_bad=on_bad)
+    reader = _Reader(etcd, prefix.encode(), decode, decode_key, health=health)
     backoff = Backoff()
     while True:
         try:
@@ -96,7 +94,6 @@ class _Reader(Generic[K, V]):
         decode_key: Callable[[bytes], K],
         *,
         health: Health,
-        on_bad: Callable[[bytes, BadRowError], None] | None,
     ) -> None:
         self.after: Revision | None = None  # everything until then has been told
         self._etcd = etcd
@@ -104,10 +101,10 @@ class _Reader(Generic[K, V]):
         self._decode = decode
         self._decode_key = decode_key
         self._health = health
-        self._on_bad = on_bad
 
     async def listing(self) -> AsyncGenerator[list[Event[K, V]], None]:
         self._health.listings += 1
+        self._health.skipped.clear()
         yield [Listing()]
         async for page in self._etcd.range(self._prefix):
             for rows in _chunks(page.rows):
@@ -142,8 +139,13 @@ class _Reader(Generic[K, V]):
     def _changed(self, changes: Sequence[rpc.Event]) -> list[Event[K, V]]:
         events: list[Event[K, V]] = []
         for change in changes:
-            is_put = change.type == rpc.Event.PUT
-            event = (self._put(change.kv) if is_put else None) or self._delete(change.kv.key)
+            event: Event[K, V] | None = None
+            if change.type == rpc.Event.PUT:
+                event = self._put(change.kv)
+            else:
+                self._health.rows += 1
+                self._health.good(change.kv.key)
+            event = event or self._delete(change.kv.key)
             if event is not None:
                 events.append(event)
         return events
@@ -152,12 +154,12 @@ class _Reader(Generic[K, V]):
         self._health.rows += 1
         self._health.bytes_received += len(row.value)
         try:
-            return Put(*self._decode(row.key, row.value))
+            key, value = self._decode(row.key, row.value)
         except BadRowError as error:
             self._health.bad(row.key, error)
-            if self._on_bad:
-                self._on_bad(row.key, error)
             return None
+        self._health.good(row.key)
+        return Put(key, value)
 
     def _delete(self, key: bytes) -> Delete[K] | None:
         try:

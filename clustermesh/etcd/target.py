@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Hashable, Itera
 from contextlib import aclosing, suppress
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from clustermesh.backoff import Backoff
 from clustermesh.errors import BadRowError
 
 from . import rpc_pb2 as rpc
-from .backoff import Backoff
 from .client import Etcd, Outcome, Revision
 from .errors import DeniedError, EtcdError, HistoryLostError, LeaseLostError, UnreachableError
 from .lease import Leases

@@ -6,7 +6,7 @@ Call a service many times and say who answered: the client to `echo.py`.
     python -m clustermesh.sandbox.call stream 10.101.0.1 81 --seconds 10 --every 0.005
 
 `stream` holds one connection and sends a line every so often; the connection counts as broken when
-none comes back for the timeout. It stops early on SIGTERM, and reports. The exit code is 1 when
+none comes back for the timeout. All stop early on SIGTERM, and report. The exit code is 1 when
 anything failed. Standard library only, since it is started inside of pods by the dozen.
 """
 
@@ -53,16 +53,19 @@ def call(options: argparse.Namespace) -> dict[str, Any]:
 
     The report: `calls`, `answered`, `failed` are counts; `pods` counts answers by
     cluster/node/pod, `clients` by the client's address as the server saw it, `errors` by message;
-    `longest_gap` is the most seconds between two answers.
+    `longest_gap` is the most seconds between two answers; `last_failure` is when the last call that
+    failed did so, on this machine's monotonic clock, or null.
     """
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     pods: Counter[str] = Counter()
     clients: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     last = time.monotonic()
-    longest = 0.0
+    longest, last_failure = 0.0, None
     for number in range(options.count):
-        if number and options.every:
-            time.sleep(options.every)
+        if number and stop.wait(options.every):
+            break
         try:
             answer = _tcp(options) if options.mode == "tcp" else _udp(options)
             pods[f"{answer['cluster']}/{answer['node']}/{answer['pod']}"] += 1
@@ -71,14 +74,16 @@ def call(options: argparse.Namespace) -> dict[str, Any]:
             longest, last = max(longest, now - last), now
         except (OSError, ValueError, KeyError) as error:
             errors[str(error) or type(error).__name__] += 1
+            last_failure = time.monotonic()
     return {
-        "calls": options.count,
-        "answered": sum(pods.values()),
-        "failed": sum(errors.values()),
+        "calls": pods.total() + errors.total(),
+        "answered": pods.total(),
+        "failed": errors.total(),
         "pods": dict(sorted(pods.items())),
         "clients": dict(sorted(clients.items())),
         "errors": dict(errors),
         "longest_gap": round(max(longest, time.monotonic() - last), 4),
+        "last_failure": last_failure,
     }
 
 

@@ -8,6 +8,7 @@ lives, is in the sandbox's directory.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -37,6 +38,8 @@ from .remains import cgroup_mount
 
 _ETCD_PORT: Final = 2379
 _POLL: Final = 0.1  # seconds
+_LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT|\{|\S+ of \S+ in \S+ listens$")
+"""Of a daemon, etcd, a pod."""
 
 
 class Part:
@@ -81,8 +84,7 @@ class Part:
     def report(self) -> Report:
         """What it says of itself, and what is wrong with that; etcd and pods say nothing."""
         if self.process is None:
-            last = self.log.read_text().splitlines()[-1:] if self.log.exists() else []
-            return Report({}, [f"{self.program} does not run; {' '.join(last)} ({self.log})"])
+            return Report({}, [f"{self.program} does not run{self._last_words()}"])
         if self.program == "agent":
             ask = partial(gather, AGENT, "none")
         elif self.program == "apiserver":
@@ -90,6 +92,11 @@ class Part:
         else:
             return Report({}, [])
         return run_inside(self._world.sandbox.namespace(self.place), ask)
+
+    def _last_words(self) -> str:
+        """The error that it ended with, if there was one: what is no ordinary line of a log."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return "" if not lines or _LOG_LINE.match(lines[-1]) else f": {lines[-1]}"
 
     @property
     def _pid_file(self) -> Path:
@@ -273,7 +280,7 @@ class World:
             f"--routing={self.sandbox.routing}",
             f"--bpffs={self.sandbox.bpffs(node)}",
             f"--cgroup={cgroup_mount() / self.sandbox.cgroup_of(node)}",
-            f"--state-dir={self.sandbox.home(node) / 'state'}",
+            f"--state-dir={self.sandbox.state(node)}",
         ]
 
     def _write_client(self, path: Path, cluster: Cluster, user: str) -> None:

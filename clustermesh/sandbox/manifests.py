@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import yaml
 
-from apiserver.manifests import parse
+from apiserver.manifests import Loader, parse
+from apiserver.objects import KINDS
 from certs.store import write_atomically
 from clustermesh.errors import UserError
 
@@ -55,7 +56,6 @@ class Manifests:
         for item in objects:
             if item["kind"] == "Service":
                 self._give_addresses(item)
-        for item in objects:
             self._write(f"applied/{_file_name(item)}", [item])
         self.update(is_running)
         return [_name(item) for item in objects]
@@ -91,7 +91,7 @@ class Manifests:
 
     def _give_addresses(self, service: Manifest) -> None:
         """Do as an API server: a ClusterIP of each family, kept when it is applied again."""
-        spec = service["spec"]
+        spec = service.setdefault("spec", {})
         if "clusterIP" in spec or "clusterIPs" in spec or spec.get("type") == "ExternalName":
             return
         path = self._applied / _file_name(service)
@@ -130,9 +130,13 @@ def read_manifests(file: Path) -> list[Manifest]:
     for problem in parse(text, str(file)).problems:
         raise UserError(f"{problem.where}: {problem.error}", hint="nothing was changed")
     objects: list[Manifest] = []
-    for document in yaml.safe_load_all(text):
+    for document in yaml.load_all(text, Loader=Loader):
         if document is not None:
-            objects += document["items"] if document["kind"] == "List" else [document]
+            objects += document.get("items", ()) if document["kind"] == "List" else [document]
+    for item in objects:
+        if (item["apiVersion"], item["kind"]) not in KINDS:
+            known = ", ".join(sorted(kind for _, kind in KINDS))
+            raise UserError(f"{file}: a sandbox has no {item['kind']}", hint=f"it has {known}")
     return objects
 
 
@@ -173,7 +177,7 @@ def _slices(
     if not selector or service["metadata"]["namespace"] != NAMESPACE:
         return
     chosen = [p for p in pods if selector.items() <= {"app": "echo", "node": p.node}.items()]
-    ports = [_slice_port(port) for port in service["spec"].get("ports", ())]
+    ports = [made for port in service["spec"].get("ports", ()) if (made := _slice_port(port))]
     for version in (4, 6):
         addresses = [(p, p.addresses.v4 if version == 4 else p.addresses.v6) for p in chosen]
         name = service["metadata"]["name"]
@@ -192,12 +196,16 @@ def _slices(
         yield piece
 
 
-def _slice_port(port: Manifest) -> Manifest:
-    target = port.get("targetPort", port["port"])
+def _slice_port(port: Manifest) -> Manifest | None:
+    """None for a target port that the pods have no name for: then nothing answers it."""
+    target: Any = port.get("targetPort", port["port"])
     numbers: dict[Any, int] = {name: number for name, number, _ in PORTS}
+    number = target if isinstance(target, int) else numbers.get(target)
+    if number is None:
+        return None
     return {
         "name": port.get("name", ""),
-        "port": numbers.get(target, target),
+        "port": number,
         "protocol": port.get("protocol", "TCP"),
     }
 

@@ -190,6 +190,10 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
         """Where the node's BPF file system is mounted."""
         return self.home(node) / "bpffs"
 
+    def state(self, node: Node) -> Path:
+        """What the node's agent keeps over a restart."""
+        return self.home(node) / "state"
+
     def cgroup_of(self, place: Place) -> PurePosixPath:
         """Of the processes of a place, below the mount of cgroup2. A pod's is below its node's."""
         return self.cgroup / place.place

@@ -36,10 +36,14 @@ def print_overview(sandbox: Sandbox, reports: Mapping[str, Report]) -> None:
                 f"  {node.name}", _state(reports, [node.place]), *cells, f"{running}/{len(pods)}"
             )
     console.print(table)
-    for line in _lines(reports, "troubles"):
+    console.print()
+    troubles = list(_lines(reports, "troubles"))
+    for line in troubles:
         console.print(Text(line, "red"))
     for line in _lines(reports, "warnings"):
         console.print(Text(line, "yellow"))
+    if not troubles:
+        console.print(Text("all is well", "green"))
 
 
 def _state(reports: Mapping[str, Report], names: list[str]) -> Text:

@@ -117,10 +117,10 @@ class EtcdServer:
 
 
 class Proxy:
-    """A TCP wire to a port of 127.0.0.1 that can be cut and mended."""
+    """A TCP wire to a port, of 127.0.0.1 if not told otherwise, that can be cut and mended."""
 
-    def __init__(self, to: int) -> None:
-        self._to = to
+    def __init__(self, to: int, host: str = "127.0.0.1") -> None:
+        self._to = (host, to)
         (self.port,) = _free_ports(1)
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
@@ -142,7 +142,7 @@ class Proxy:
             end.transport.abort()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        far_reader, far_writer = await asyncio.open_connection(*self._to)
         self._ends |= {writer, far_writer}
         async with asyncio.TaskGroup() as pumps:
             pumps.create_task(self._pump(reader, far_writer), name="proxy up")
@@ -170,9 +170,11 @@ async def proxy_to(server: EtcdServer) -> AsyncIterator[Proxy]:
         await asyncio.sleep(0.01)  # for the pumps to see it
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait until `condition` holds, which may have to ask etcd."""
-    async with asyncio.timeout(_DEADLINE):
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], *, within: float = _DEADLINE
+) -> None:
+    """Wait until `condition` holds, which may have to ask etcd; `within` is in seconds."""
+    async with asyncio.timeout(within):
         while True:
             holds = condition()
             if holds if isinstance(holds, bool) else await holds:

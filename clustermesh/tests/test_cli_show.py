@@ -184,6 +184,20 @@ def test_maps_are_shown_with_what_is_missing_in_them() -> None:
     ]
 
 
+def test_maps_are_looked_for_where_the_environment_says(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERMESH_BPFFS", str(tmp_path))
+    said = command.run_alone("show", "maps")
+    assert said.err.splitlines()[0] == f"error: {tmp_path} holds no maps of clustermesh"
+
+
+def test_a_mistake_in_a_command_leads_to_the_help_of_that_command(command: Command) -> None:
+    said = command.run_alone("show", "maps", "--foo")
+    assert said.code == 2
+    assert said.err.splitlines()[1] == "hint: see clustermesh show maps --help"
+
+
 def test_a_bpffs_without_maps_is_one_line(command: Command, tmp_path: Path) -> None:
     said = command.run_alone("show", "maps", "--bpffs", str(tmp_path))
     assert (said.code, said.out) == (1, "")

@@ -147,7 +147,9 @@ def test_each_trouble_is_a_line(status: DaemonStatus, trouble: str) -> None:
 
 def test_skipped_rows_and_drops_are_told_but_do_not_make_it_fail() -> None:
     status = said(
-        datapath=Datapath(mode="bpf", attached=True, drops={"NO_TUNNEL": 3, "TTL": 0}),
+        datapath=Datapath(
+            mode="bpf", attached=True, drops={"NO_TUNNEL": 3, "TTL": 0, "MULTICAST": 3}
+        ),
         remotes=[
             Remote(cluster="e", state=RemoteState.READY, bad_rows=2, last_bad_row="nodes/x: no IP")
         ],
@@ -156,6 +158,14 @@ def test_skipped_rows_and_drops_are_told_but_do_not_make_it_fail() -> None:
     assert list(warnings_of(status)) == [
         "e: skipped 2 bad rows: nodes/x: no IP",
         "3 packets were dropped: NO_TUNNEL",
+    ]
+
+
+def test_refused_addresses_are_told_and_many_of_them_are_counted() -> None:
+    claims = [f"10.2.{n}.0/24 of e/n is refused: overlaps 10.2.0.0/16 of w/n" for n in range(7)]
+    assert list(troubles_of(said(refused=claims))) == [
+        *claims[:5],
+        "2 more CIDRs are refused: see clustermesh show cidrs",
     ]
 
 

@@ -211,7 +211,7 @@ async def test_metrics_tell_the_state_of_every_remote_and_of_the_process(
         'clustermesh_remote_state{cluster="east",state="listing"} 1.0',
         'clustermesh_remote_state{cluster="east",state="ready"} 0.0',
         'clustermesh_remote_rows{cluster="east",table="services"} 4.0',
-        'clustermesh_remote_bad_rows_total{cluster="east"} 2.0',
+        'clustermesh_remote_bad_rows{cluster="east"} 2.0',
         "process_resident_memory_bytes",
     ):
         assert line in metrics

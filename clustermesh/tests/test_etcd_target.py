@@ -53,7 +53,9 @@ async def reconciled(
     """Run a reconciler that wants `rows`, until it has put them there first."""
     table = Table[str, str]("wanted")
     table.writer("test").replace(rows)
-    reconciler = Reconciler(table, target, str.encode, repair_every=3600, retry_max=0.2)
+    reconciler = Reconciler(
+        table, target, lambda _, row: row.encode(), repair_every=3600, retry_max=0.2
+    )
     async with running(reconciler.run()):
         await asyncio.wait_for(reconciler.synced.wait(), 10)
         yield reconciler

@@ -7,7 +7,7 @@ class Backoff:
     """
     How long to wait before the next try: twice as long after each failure, with jitter.
 
-    The jitter keeps a thousand agents from coming back to a restarted etcd all at once.
+    The jitter keeps a thousand agents from coming back to a restarted server all at once.
     """
 
     def __init__(self, first: float = 0.05, most: float = 10.0) -> None:

@@ -27,6 +27,7 @@ class Health(msgspec.Struct):
     bytes_received: int = 0  # of values
     bad_rows: int = 0  # skipped
     last_bad_row: str | None = None
+    skipped: dict[str, str] = msgspec.field(default_factory=dict)  # at present: why, by key
 
     def up(self) -> None:
         """Changes are coming in, or would."""
@@ -47,6 +48,13 @@ class Health(msgspec.Struct):
 
     def bad(self, key: bytes, error: ValueError) -> None:
         """A row was skipped."""
+        name = key.decode(errors="replace")
         self.bad_rows += 1
-        self.last_bad_row = f"{key.decode(errors='replace')}: {error}"
+        self.last_bad_row = f"{name}: {error}"
+        self.skipped[name] = str(error)
         log.warning("%s: skipped %s", self.name, self.last_bad_row)
+
+    def good(self, key: bytes) -> None:
+        """A row is in order, or gone."""
+        if self.skipped:
+            self.skipped.pop(key.decode(errors="replace"), None)

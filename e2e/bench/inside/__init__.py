@@ -1,0 +1,1 @@
+"""What runs inside of pods and control planes, as processes of their own."""
