@@ -41,7 +41,7 @@ test: setup ## lint, unit tests, BPF programs on this kernel, and every promise 
 	@$(BIN)/pytest -n 2 --dist loadfile
 
 test-kube: setup ## what needs real API servers and helm (builds them first, 10 minutes once, with Go)
-	@$(BIN)/python -m e2e.kube.assets
+	@$(BIN)/python -m clustermesh.sandbox.kube.programs
 	@$(BIN)/pytest -n 2 --dist loadfile -m kube
 
 bench: setup ## measure, and write docs/benchmarks.md with its plots

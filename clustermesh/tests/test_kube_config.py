@@ -47,9 +47,7 @@ async def login(config: KubeConfig) -> Login:
 def test_a_context_names_the_server_and_our_namespace(tmp_path: Path) -> None:
     data = base64.b64encode(b"PEM").decode()
     cluster: dict[str, Any] = {"certificate-authority-data": data, "tls-server-name": "x"}
-    config = read_kubeconfig(
-        [write(tmp_path / "config", **cluster)]
-    )
+    config = read_kubeconfig([write(tmp_path / "config", **cluster)])
     assert (config.server, config.namespace) == ("https://192.0.2.1:6443", "mesh")
     assert (config.ca, config.server_name, config.verify) == (b"PEM", "x", True)
 

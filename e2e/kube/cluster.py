@@ -29,8 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from .assets import kube_assets
-from .control_plane import (
+from clustermesh.sandbox.kube.programs import kube_assets
+from clustermesh.sandbox.kube.control_plane import (
     API_PORT,
     CONTROLLERS,
     ETCD_PORT,

@@ -17,7 +17,7 @@ import pytest
 from clustermesh.tests.etcd_server import own_etcd_server
 from e2e.mesh import eventually
 
-from .assets import UnavailableError, kube_assets
+from clustermesh.sandbox.kube.programs import UnavailableError, kube_assets
 from .cluster import KubeCluster
 from .release import Release
 

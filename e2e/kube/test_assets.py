@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .assets import PROGRAMS, UnavailableError, kube_assets, make
+from clustermesh.sandbox.kube.programs import PROGRAMS, UnavailableError, kube_assets, make
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def _write_program(path: Path, script: str) -> None:
 
 def _run_command() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "e2e.kube.assets"],
+        [sys.executable, "-m", "clustermesh.sandbox.kube.programs"],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

