@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any, Final, Generic, TypeVar
 
 from clustermesh import kinds
 from clustermesh.errors import BadRowError, UserError
 from clustermesh.etcd import Etcd, EtcdConfig, EtcdError, Health, etcd_source
 from clustermesh.kinds import Kind, Owner
-from clustermesh.model import ClusterConfig, ClusterId, ClusterName
+from clustermesh.model import ClusterConfig, ClusterId, ClusterName, IPNetwork
 from clustermesh.state import Table, Writer, replicate
 from clustermesh.status import Remote, RemoteState, RowFailure
 
 from .cache import Cache, Snapshot
+from .rows import Reserved
 from .tables import Read
 
 K = TypeVar("K", bound=Hashable)
@@ -26,6 +29,7 @@ V = TypeVar("V")
 log = logging.getLogger(__name__)
 
 _CANARY_EVERY: Final = 0.2  # seconds
+_NODES_WITHIN: Final = 1.0  # seconds for which the services of a cluster wait for its nodes
 _RETRY_MIN: Final = 0.25  # seconds
 _RETRY_MAX: Final = 15.0
 _ABSENT_MAX: Final = 1.0  # while a cluster has not introduced itself: it is probably starting
@@ -42,6 +46,7 @@ class Pace:
     look_every: float = 10.0  # at cluster-config and heartbeat
     heartbeat_lost: float = kinds.HEARTBEAT_LOST
     save_every: float = 30.0
+    drain: float = 2.0  # between the services of a cluster that leaves, and the routes to its pods
 
 
 class AbsentError(Exception):
@@ -169,6 +174,9 @@ class ClusterReader:
             "identities": self._feed(kinds.IDENTITIES, tables.identities),
             "endpoints": self._feed(kinds.ENDPOINTS, tables.endpoints),
         }
+        # The way to an etcd must not be led through the pods of another cluster.
+        self._reserved = tables.reserved.writer(f"etcd of {name}")
+        self._reserved.list_done()
         self._restore()
 
     async def run(self, read_config: Callable[[], EtcdConfig]) -> None:
@@ -183,6 +191,7 @@ class ClusterReader:
         except UserError as error:
             self._enter(RemoteState.FAILED, str(error))
             return
+        self._reserved.replace(await self._reservations(config))
         saver = asyncio.create_task(self._save_now_and_then(), name=f"cache {self.name}")
         try:
             async with Etcd(config) as etcd:
@@ -191,16 +200,26 @@ class ClusterReader:
             saver.cancel()
             await asyncio.gather(saver, return_exceptions=True)
 
+    async def _reservations(self, config: EtcdConfig) -> dict[IPNetwork, Reserved]:
+        row = Reserved(f"the etcd of {self.name}", self.name)
+        hosts = [endpoint.host for endpoint in config.endpoints]
+        return {ip_network(ip): row for host in hosts for ip in await _resolve(host)}
+
     async def nodes_known(self) -> None:
         """Wait until the cluster's nodes are known, if only from the last time."""
         nodes = self.feeds["nodes"].writer
         while not (nodes.listed or nodes.own):  # noqa: ASYNC110 - no watch tells of an empty list
             await asyncio.sleep(_CANARY_EVERY)
 
+    def leave_services(self) -> None:
+        """The cluster is about to leave: nothing new shall be sent to its backends."""
+        self.feeds["services"].writer.replace({})
+
     def leave(self) -> None:
         """The cluster is not connected any more: withdraw all it said."""
         for feed in self.feeds.values():
             feed.writer.close()
+        self._reserved.close()
         self._ids.release(self.name)
         self._cache.forget(self.name)
 
@@ -292,13 +311,28 @@ class ClusterReader:
         owner = Owner(self.name, config.id, config.max_connected_clusters)
         async with asyncio.TaskGroup() as tasks:
             readers = [
-                tasks.create_task(feed.run(etcd, owner, config), name=f"{self.name} {name}")
-                for name, feed in self.feeds.items()
+                tasks.create_task(
+                    self._read_kind(name, etcd, owner, config), name=f"{self.name} {name}"
+                )
+                for name in self.feeds
             ]
             reason = await self._until_doubtful(etcd, config)
             for reader in readers:
                 reader.cancel()
         return reason
+
+    async def _read_kind(self, name: str, etcd: Etcd, owner: Owner, config: ClusterConfig) -> None:
+        if name == "services":
+            # A backend is of use when there is a way to it: so the nodes go first, if they come.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_NODES_WITHIN):
+                    await self._listed("nodes", "endpoints")
+        await self.feeds[name].run(etcd, owner, config)
+
+    async def _listed(self, *names: str) -> None:
+        writers = [self.feeds[name].writer for name in names]
+        while not all(writer.listed for writer in writers):  # noqa: ASYNC110
+            await asyncio.sleep(_NODES_WITHIN / 100)
 
     async def _until_doubtful(self, etcd: Etcd, config: ClusterConfig) -> str:
         beat, beat_at = b"", time.monotonic()
@@ -356,3 +390,12 @@ class ClusterReader:
             rows = {name: feed.encoded() for name, feed in self.feeds.items()}
             self._cache.save(self.name, Snapshot(self._config.id, rows))
             self._saved = received
+
+
+async def _resolve(host: str) -> set[str]:
+    """The addresses of a host, which may be one; none while its name does not resolve."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except OSError:
+        return set()
+    return {str(address[0]).partition("%")[0] for *_, address in found}

@@ -10,21 +10,22 @@ The agent: joins a node to the mesh. Read me first.
     services ──frontends────────────────┴───────────▶ frontends ─▶ BPF maps of the socket LB
 
 A row's origin is its cluster. `cidrs` decides whose an address is; what a cluster says about
-another one's addresses counts for nothing in any of the rules after it.
+another one's addresses counts for nothing in any of the rules after it. Where this node is one of
+Kubernetes, meshnode.py tells the apiserver of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Hashable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clustermesh.daemon import Daemon, run
 from clustermesh.etcd import read_config
-from clustermesh.model import ClusterId, ClusterName
-from clustermesh.state import derive, derive_whole
+from clustermesh.model import ClusterId, ClusterName, ObjectName
+from clustermesh.state import Table, derive, derive_whole
 from clustermesh.status import Cluster, RemoteState, RowFailure
 
 from . import show
@@ -38,6 +39,9 @@ from .rules.routes import routes
 from .rules.services import frontends
 from .settings import AgentSettings
 from .tables import Derived, Read
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 def main() -> None:
@@ -60,28 +64,32 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
         _show(daemon, settings, read, derived, Parts(home, remotes, node))
         tasks.create_task(home.run(lambda: own_etcd), name=f"cluster {own}")
         tasks.create_task(remotes.run(), name="remote clusters")
+        if settings.knows_kubernetes:
+            from .meshnode import keep_mesh_node  # noqa: PLC0415 - takes memory that others save
+
+            tasks.create_task(keep_mesh_node(settings, daemon), name="MeshNode")
         # Whose an address is can be said only when our own addresses are known.
         await home.nodes_known()
-        for name, derivation in _derivations(
-            own, read, derived, direct=settings.routing == "direct"
-        ):
+        for name, derivation in _derivations(own, read, derived, settings):
             tasks.create_task(derivation, name=f"derive {name}")
         await node.run()
 
 
 def _derivations(
-    own: ClusterName, read: Read, derived: Derived, *, direct: bool
+    own: ClusterName, read: Read, derived: Derived, settings: AgentSettings
 ) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
     """Every rule, from what it reads to what it writes."""
     owner = Owners(derived.cidrs).owner
-    nodes = read.nodes
+    direct = settings.routing == "direct"
 
     yield (
         "cidrs",
         derive_whole(
-            (nodes,),
+            (read.nodes, read.reserved),
             derived.cidrs.writer("rule"),
-            lambda: cidrs((n for key in nodes.keys() for n in nodes.rows(key).values()), own),
+            lambda: cidrs(
+                (node for _, node in _all(read.nodes)), own, _all(read.reserved), settings.allowed
+            ),
         ),
     )
     yield (
@@ -110,8 +118,13 @@ def _derivations(
             derived.frontends.writer("rule"),
             partial(frontends, own=own, owner=owner),
             context=(derived.cidrs,),
+            waiting=derived.waiting,
         ),
     )
+
+
+def _all(table: Table[K, V]) -> Iterator[tuple[K, V]]:
+    return ((key, row) for key in table.keys() for row in table.rows(key).values())
 
 
 class Parts(NamedTuple):
@@ -130,6 +143,7 @@ def _show(
     parts: Parts,
 ) -> None:
     home, remotes, node = parts
+    waiting = derived.waiting
 
     def bad_rows(kind: str) -> Iterator[RowFailure]:
         yield from home.bad_rows(kind)
@@ -138,6 +152,13 @@ def _show(
     def refused() -> list[str]:
         claims = ((key, derived.cidrs.first(key)) for key in derived.cidrs.keys())
         return sorted(f"{key} is refused: {c.refused}" for key, c in claims if c and c.refused)
+
+    def lost(key: ObjectName) -> list[str]:
+        holders = ((address, derived.frontends.first(address)) for address in waiting.rows(key))
+        return [f"{address} is the address of {row.service}" for address, row in holders if row]
+
+    def conflicts() -> list[str]:
+        return [f"service {key}: {cause}" for key, _ in waiting.items() for cause in lost(key)]
 
     def unread() -> str | None:
         status = home.status()
@@ -151,10 +172,14 @@ def _show(
     daemon.add_status("home", home.status)
     daemon.add_remotes(remotes.status)
     daemon.add_status("refused", refused)
+    daemon.add_status("conflicts", conflicts)
     daemon.add_readiness("cluster", unread)
     daemon.add_readiness("datapath", node.unready)
     daemon.add_table(
-        "services", read.services, show.service, bad_rows=partial(bad_rows, "services")
+        "services",
+        read.services,
+        partial(show.service, own=home.name, conflicts=lost),
+        bad_rows=partial(bad_rows, "services"),
     )
     daemon.add_table("nodes", read.nodes, show.node, bad_rows=partial(bad_rows, "nodes"))
     daemon.add_table(

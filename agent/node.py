@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -14,10 +14,10 @@ from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
 from .kernel.datapath import Datapath
-from .kernel.facts import Facts
+from .kernel.facts import Facts, IPInterface
 from .kernel.netlink import Netlink
 from .kernel.route_messages import KernelRoute
-from .rows import Route
+from .rows import Reserved, Route
 from .settings import AgentSettings
 from .tables import Derived, Read
 from .targets.frontends import FrontendTarget
@@ -102,6 +102,7 @@ class BpfNode:
         self._routing = Routing(settings.routing)
         self._read = read
         self._derived = derived
+        self._reserved = read.reserved.writer("this node")
         self._open = AsyncExitStack()
         self._attached = False
         self._facts: Facts | None = None
@@ -114,6 +115,7 @@ class BpfNode:
         )
         self._open.callback(self._datapath.close)
         self._netlink = await self._open.enter_async_context(Netlink.open(settings.sysctls))
+        self._reserve(await self._netlink.addresses())
         # Maps that are in use are left as they are for longer, while a cluster is yet to be read.
         grace = _GRACE if self._datapath.adopted else _GRACE_WHEN_EMPTY
         self._reconcilers = {
@@ -187,11 +189,18 @@ class BpfNode:
             node_ips=[ip for kind, ip in node.addresses if kind == "InternalIP"] if node else (),
             pod_cidrs=node.pod_cidrs if node else (),
         )
+        self._reserve(self._facts.addresses)
         await self._netlink.ensure_forwarding(self._facts.underlay)
         if self._routing is Routing.TUNNEL:
             device = await self._netlink.ensure_tunnel_device(tunnel_mtu(self._facts))
             self._datapath.attach_tunnel(device)
         await self._netlink.ensure_rule()
+
+    def _reserve(self, addresses: Iterable[tuple[str, IPInterface]]) -> None:
+        """Let no other cluster have the networks that this node is on."""
+        self._reserved.replace(
+            {a.network: Reserved(f"the network of {device}") for device, a in addresses}
+        )
 
     def _kernel_route(self, prefix: IPNetwork, route: Route) -> KernelRoute | None:
         if self._facts is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -59,11 +59,11 @@ class Remotes:
         async with asyncio.TaskGroup() as tasks:
             files, known = self._files, dict[ClusterName, PeerFile]()
             while True:
-                for name in [n for n, file in known.items() if files.get(n) != file]:
+                changed = [name for name, file in known.items() if files.get(name) != file]
+                for name in changed:
                     running[name].cancel()
                     await asyncio.wait([running.pop(name)])
-                    if name not in files:
-                        self.readers.pop(name).leave()
+                await self._drain([self.readers.pop(name) for name in changed if name not in files])
                 for name, file in files.items():
                     if name not in running:
                         running[name] = tasks.create_task(
@@ -72,6 +72,15 @@ class Remotes:
                         )
                 known = dict(files)
                 files = await anext(self._changes)
+
+    async def _drain(self, leaving: Sequence[ClusterReader]) -> None:
+        """First nothing new goes there; then, when what is under way has ended, nothing at all."""
+        for reader in leaving:
+            reader.leave_services()
+        if leaving:
+            await asyncio.sleep(self._pace.drain)
+        for reader in leaving:
+            reader.leave()
 
     def status(self) -> Iterator[Remote]:
         """How each of them does."""

@@ -55,6 +55,13 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
     refused: str = ""  # why it is not used, when it is not
 
 
+class Reserved(msgspec.Struct, frozen=True, gc=False):
+    """Addresses that no pod of another cluster can have: routing them there would cut us off."""
+
+    what: str
+    cluster: ClusterName | None = None  # whose they are, who may have them after all
+
+
 class Route(msgspec.Struct, frozen=True, gc=False):
     """How this node reaches a pod CIDR of another cluster."""
 

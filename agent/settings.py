@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
-from clustermesh.settings import DaemonSettings, check_node_name, parse_address
+from clustermesh.errors import UserError
+from clustermesh.model import IPNetwork
+from clustermesh.settings import (
+    CommaSeparated,
+    DaemonSettings,
+    check_node_name,
+    parse_address,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +35,9 @@ class AgentSettings(DaemonSettings):
     routing: Literal["tunnel", "direct"] = "tunnel"
     "tunnel wraps pod packets in VXLAN between nodes; direct trusts the network to carry them."
 
+    mesh_cidrs: CommaSeparated = ()
+    "Networks that the pods of other clusters must be in; by default any that is nobody's here."
+
     bpffs: Path = Path("/sys/fs/bpf")
     "Mounted BPF filesystem to pin programs and maps in, so that they outlive the agent."
 
@@ -38,6 +50,12 @@ class AgentSettings(DaemonSettings):
     state_dir: Path = Path("/var/lib/clustermesh")
     "Directory for what has to survive a restart of the agent."
 
+    kubeconfig: Path | None = None
+    "File that says how to reach the API server, to write this node's MeshNode; as in a pod if not."
+
+    context: str | None = None
+    "Name of a context in that file, or in kubectl's; by default the current."
+
     listen: str = "127.0.0.1:9879"
     "HOST:PORT or unix:PATH for health, metrics, status and tables."
 
@@ -45,3 +63,17 @@ class AgentSettings(DaemonSettings):
         DaemonSettings.__post_init__(self)
         check_node_name(self.node_name)
         parse_address(self.listen)
+        _ = self.allowed
+
+    @property
+    def allowed(self) -> tuple[IPNetwork, ...]:
+        """The networks of `mesh_cidrs`. Raises UserError: one of them is none."""
+        try:
+            return tuple(ip_network(text) for text in self.mesh_cidrs)
+        except ValueError as error:
+            raise UserError(f"--mesh-cidrs: {error}", hint="write 10.0.0.0/8,fd00::/8") from error
+
+    @property
+    def knows_kubernetes(self) -> bool:
+        """Whether there are credentials for Kubernetes, given or as every pod has them."""
+        return bool(self.kubeconfig or self.context or os.environ.get("KUBERNETES_SERVICE_HOST"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clustermesh.model import (
+    ClusterName,
     Endpoint,
     Identity,
     IdentityId,
@@ -24,9 +25,21 @@ from .rules.cidrs import CidrKey
 Rendered = Iterable[Mapping[str, Any]]
 
 
-def service(key: ObjectName, rows: Mapping[str, Service]) -> Rendered:
-    """A service as each cluster sees it."""
+def service(
+    key: ObjectName,
+    rows: Mapping[str, Service],
+    *,
+    own: ClusterName,
+    conflicts: Callable[[ObjectName], Iterable[str]],
+) -> Rendered:
+    """
+    A service as each cluster sees it.
+
+    Args:
+        conflicts: which frontends of a service of our own cluster are another one's.
+    """
     for cluster, row in rows.items():
+        lost = "; ".join(conflicts(key)) if cluster == own else ""
         yield {
             "service": str(key),
             "cluster": cluster,
@@ -34,6 +47,7 @@ def service(key: ObjectName, rows: Mapping[str, Service]) -> Rendered:
             "affinity": row.affinity,
             "frontends": _addresses(row.frontends),
             "backends": _addresses(row.backends),
+            **({"conflict": lost} if lost else {}),
         }
 
 

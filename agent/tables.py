@@ -15,9 +15,9 @@ from clustermesh.model import (
     ObjectName,
     Service,
 )
-from clustermesh.state import Table
+from clustermesh.state import Table, Waiting
 
-from .rows import Cidr, Frontend, IpcacheEntry, Route
+from .rows import Cidr, Frontend, IpcacheEntry, Reserved, Route
 from .rules.cidrs import CidrKey
 
 
@@ -29,13 +29,15 @@ class Read:
     services: Table[ObjectName, Service] = field(default_factory=lambda: Table("services"))
     identities: Table[IdentityId, Identity] = field(default_factory=lambda: Table("identities"))
     endpoints: Table[IPAddress, Endpoint] = field(default_factory=lambda: Table("endpoints"))
+    reserved: Table[IPNetwork, Reserved] = field(default_factory=lambda: Table("reserved"))
 
 
 @dataclass(frozen=True)
 class Derived:
-    """What this node's kernel shall have."""
+    """What this node's kernel shall have, and the services whose frontends others had first."""
 
     cidrs: Table[CidrKey, Cidr] = field(default_factory=lambda: Table("cidrs"))
     frontends: Table[L4Address, Frontend] = field(default_factory=lambda: Table("frontends"))
     routes: Table[IPNetwork, Route] = field(default_factory=lambda: Table("routes"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))
+    waiting: Waiting[ObjectName, L4Address] = field(default_factory=Waiting)

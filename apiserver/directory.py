@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import stat
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import watchfiles
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from clustermesh.model import ObjectName
 from clustermesh.state import Table, Writer
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 _SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
 _SETTLE: Final = 4  # milliseconds without a further change before a change is looked at
 _LOOK_AGAIN: Final = 5000  # milliseconds after which everything is looked at, change or not
+
+_LOOK_UNWATCHED: Final = 1.0  # seconds between looks at a directory that cannot be watched
 
 
 class _Signature(NamedTuple):
@@ -60,13 +64,14 @@ class Directory:
         self._gates = [table.writer("directory") for table in self._tables.values()]
         self._files: dict[Path, _File] = {}
         self._unreadable: tuple[Problem, ...] = ()
+        self._unwatched: tuple[Problem, ...] = ()
         self.listed = False
 
     @property
     def problems(self) -> list[Problem]:
         """What is wrong with the manifests at present."""
         of_files = (p for file in self._files.values() for p in file.problems)
-        return [*self._unreadable, *of_files, *self._duplicates()]
+        return [*self._unwatched, *self._unreadable, *of_files, *self._duplicates()]
 
     @property
     def count(self) -> int:
@@ -76,9 +81,16 @@ class Directory:
     async def run(self) -> None:
         """Follow the directory until cancelled. A directory that is not there yet is waited for."""
         while True:
-            async with aclosing(self._changes()) as changes:
-                async for _ in changes:
-                    await self._look()
+            try:
+                async with aclosing(self._changes()) as changes:
+                    async for _ in changes:
+                        await self._look()
+                        self._unwatched = ()
+            except* (OSError, WatchfilesRustInternalError) as errors:
+                # The kernel has no more watches for us, or something changed whose name is no text.
+                self._cannot_watch(errors)
+                await self._look()
+                await asyncio.sleep(_LOOK_UNWATCHED)
 
     async def _changes(self) -> AsyncGenerator[None, None]:
         """Yield when the directory may have changed; the watch stands before the first look."""
@@ -97,6 +109,8 @@ class Directory:
         waiting = asyncio.ensure_future(anext(changes))
         try:
             await asyncio.sleep(0)  # the watch is set up in the task's first step
+            if waiting.done():
+                await waiting  # raises why not
             yield
             while True:
                 await waiting
@@ -108,6 +122,15 @@ class Directory:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             await changes.aclose()
+
+    def _cannot_watch(self, errors: BaseExceptionGroup[Exception]) -> None:
+        cause: BaseException = errors
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        problem = Problem(str(self._path), f"is not watched, but looked at now and then: {cause}")
+        if problem not in self._unwatched:
+            log.warning("%s %s", problem.where, problem.error)
+        self._unwatched = (problem,)
 
     async def _look(self) -> None:
         try:
@@ -147,7 +170,7 @@ class Directory:
         for kind, objects in rows.items():
             writer = file.writers.get(kind)
             if writer is None:
-                writer = self._tables[kind].writer(str(path.relative_to(self._path)))
+                writer = self._tables[kind].writer(_where(path, self._path))
                 file.writers[kind] = writer
             if parsed.problems:
                 for key, item in objects.items():
@@ -196,12 +219,12 @@ def _is_below(folder: Path, name: str) -> bool:
 
 def _signature(path: Path) -> _Signature:
     try:
-        stat = path.stat()
+        found = path.stat()
     except FileNotFoundError:
         raise
     except OSError:
         return _Signature(0, 0, 0)  # reading it will say why
-    return _Signature(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return _Signature(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _raise(error: OSError) -> None:
@@ -209,8 +232,15 @@ def _raise(error: OSError) -> None:
 
 
 def _read(path: Path, directory: Path) -> Parsed:
-    where = str(path.relative_to(directory))
+    where = _where(path, directory)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
+            return Parsed((), (Problem(where, "is no regular file"),))
         return parse(path.read_bytes(), where)
     except OSError as error:
         return Parsed((), (Problem(where, f"cannot be read: {error.strerror}"),))
+
+
+def _where(path: Path, directory: Path) -> str:
+    """The name of a file for people and JSON: a file system takes bytes that are no text."""
+    return os.fsencode(path.relative_to(directory)).decode(errors="backslashreplace")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -22,6 +22,7 @@ from clustermesh.model import ClusterConfig, ClusterName
 from clustermesh.state import Reconciler, Table
 
 from .tables import Exports
+from .users import Users
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -31,18 +32,38 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_RETRY: Final = 5.0  # seconds
 
 
+class _Target(EtcdTarget[K]):
+    """
+    A prefix of an etcd whose users are set up.
+
+    An etcd that lost its data is always looked at before it is filled again, and it has lost its
+    users along with the rest.
+    """
+
+    def __init__(self, users: Users, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._users = users
+
+    async def actual(self) -> Mapping[K, bytes]:
+        """See Target."""
+        await self._users.ensure()
+        return await super().actual()
+
+
 class Exporter:
     """Writes the exports of one cluster into its etcd."""
 
-    def __init__(self, etcd: Etcd, cluster: ClusterName, exports: Exports) -> None:
+    def __init__(self, etcd: Etcd, users: Users, cluster: ClusterName, exports: Exports) -> None:
         self._etcd = etcd
+        self._users = users
         self._cluster = cluster
         self._leases = Leases(etcd)
         self._configs: Table[ClusterName, ClusterConfig] = Table("cluster-config")
         self.reconcilers: dict[str, Reconciler[Any, Any, Any]] = {
             "cluster-config": Reconciler(
                 self._configs,
-                EtcdTarget(
+                _Target(
+                    users,
                     etcd,
                     kinds.CLUSTER_CONFIGS,
                     lambda name: kinds.cluster_config_key(name).encode(),
@@ -76,7 +97,8 @@ class Exporter:
         leased: bool = True,
     ) -> Reconciler[K, V, bytes]:
         prefix = kind.prefix(self._cluster)
-        target: EtcdTarget[K] = EtcdTarget(
+        target: _Target[K] = _Target(
+            self._users,
             self._etcd,
             prefix,
             lambda key: (prefix + kind.key(key)).encode(),

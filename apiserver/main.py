@@ -76,7 +76,7 @@ async def serve_cluster(settings: ApiserverSettings, daemon: Daemon) -> None:
     ):
         allocator = Allocator(claimed, exports.identities, given, numbers, backing.store)
         users = Users(etcd, cluster, settings.clusters_dir)
-        exporter = Exporter(etcd, cluster, exports)
+        exporter = Exporter(etcd, users, cluster, exports)
         _show(daemon, settings, Parts(backing, exports, allocator, users, exporter))
         tasks.create_task(backing.source.run(), name="source")
         tasks.create_task(allocator.run(), name="follow identities")

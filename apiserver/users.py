@@ -83,25 +83,43 @@ class Users:
         self._clusters_dir = clusters_dir
         self._remotes: Collection[ClusterName] = ()
         self._changed = asyncio.Event()
+        self._set_up_in = 0  # etcd's own id for the data that it has
+        self._one_at_a_time = asyncio.Lock()
+
+    async def ensure(self) -> None:
+        """
+        Have the users set up in this very etcd. To be called before it is filled with anything.
+
+        Raises:
+            EtcdError: nobody is kept from anything, so nothing may be written.
+        """
+        async with self._one_at_a_time:
+            # With plain text on loopback there are no certificates, and so no users.
+            if self._etcd.endpoint.tls:
+                data = (await self._etcd.status()).header.cluster_id
+                if data != self._set_up_in:
+                    await set_up_users(self._etcd, self._cluster, self._remotes)
+                    self._set_up_in = data
+            self.set_up.set()
 
     async def run(self) -> None:
         """Keep the users until cancelled."""
-        if not self._etcd.endpoint.tls:  # plain text on loopback: there are no certificates
-            self.set_up.set()
+        if not self._etcd.endpoint.tls:
+            await self.ensure()
             return
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="clusters with a user")
             while True:
                 self._changed.clear()
+                self._set_up_in = 0  # look at all of it, and not only whether it is the same etcd
                 try:
-                    await set_up_users(self._etcd, self._cluster, self._remotes)
+                    await self.ensure()
                 except EtcdError as error:
                     if str(error) != self.last_error:
                         log.warning("users: %s", error)
                     self.last_error = str(error)
                 else:
                     self.last_error = None
-                    self.set_up.set()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_EVERY):
                         await self._changed.wait()
@@ -118,8 +136,9 @@ async def set_up_users(etcd: Etcd, cluster: ClusterName, remotes: Iterable[Clust
     Bring users and roles in line with `access`, then switch authentication on.
 
     Idempotent, and writes only what differs: each change makes etcd drop what it has cached about
-    everyone's permissions. A remote cluster that is not named any more loses its user. Users and
-    roles with other names are left be, and nothing is taken from `root`.
+    everyone's permissions. A remote cluster that is not named any more loses its user. Users with
+    other names are left be, but for the role `root`: in an etcd that lost its data, whoever had a
+    certificate could have given it to themselves.
 
     Raises:
         EtcdError: call it again.
@@ -141,4 +160,7 @@ async def set_up_users(etcd: Etcd, cluster: ClusterName, remotes: Iterable[Clust
     for user in sorted(users - wanted.users.keys()):
         if user.startswith(_REMOTE_PREFIX):
             await auth.delete_user(user)
+        elif ROOT in await auth.roles_of(user):
+            log.warning("user %s had the role root, and does no more", user)
+            await auth.revoke_role(user, ROOT)
     await auth.enable()

@@ -97,6 +97,11 @@ class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[Problem] = []
     leader: str = ""  # the replica that gives identities, as far as known; empty if there is one
 
+    @property
+    def leader_host(self) -> str:
+        """The host or pod of the leader: its name has a number after it, as in client-go."""
+        return self.leader.partition("_")[0]
+
 
 class EtcdStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The etcd that the apiserver publishes in."""
@@ -106,11 +111,19 @@ class EtcdStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class MeshNodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The MeshNode that an agent with credentials for Kubernetes writes of its node."""
+
+    written: bool = False  # it is there, and says what the agent knows
+    last_error: str | None = None  # why it could not be written, when it could not
+
+
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
     `/status` of either daemon.
 
-    Only an agent has a node, a datapath and remotes; only an apiserver has a source and an etcd.
+    Only an agent has a node, a datapath, a MeshNode and remotes; only an apiserver has a source
+    and an etcd.
     """
 
     daemon: str
@@ -124,5 +137,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     datapath: Datapath | None = None
     remotes: list[Remote] = []
     refused: list[str] = []  # which addresses of which node are not used, and why
+    conflicts: list[str] = []  # which frontend of which service is not used, and whose it is
+    mesh_node: MeshNodeStatus | None = None  # None: the agent has no credentials for Kubernetes
     source: SourceStatus | None = None
     etcd: EtcdStatus | None = None

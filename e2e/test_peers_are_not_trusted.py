@@ -124,7 +124,7 @@ def test_pod_cidrs_that_overlap_are_refused_and_shown(mesh: Mesh) -> None:
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": "thief"},
-        "spec": {"podCIDRs": ["10.1.1.0/25", "10.2.9.0/24"]},
+        "spec": {"podCIDRs": ["10.1.1.0/25", "10.2.9.0/24", "172.30.1.128/25"]},
         "status": {"addresses": [{"type": "InternalIP", "address": "172.30.2.9"}]},
     }
     with _traffic(mesh):
@@ -135,6 +135,8 @@ def test_pod_cidrs_that_overlap_are_refused_and_shown(mesh: Mesh) -> None:
                 refused = {row["cidr"]: row["refused"] for row in rows}
                 assert refused["10.1.1.0/25"] == "overlaps 10.1.1.0/24 of cluster1/node1"
                 assert refused["10.2.9.0/24"] == ""
+                # The underlay, with cluster1's etcd on it: nobody is cut off from anything.
+                assert refused["172.30.1.128/25"] == "overlaps 172.30.0.0/16, the network of eth0"
                 shown = mesh.run(place, "clustermesh", "show", "cidrs")
                 assert "overlaps 10.1.1.0/24 of cluster1/node1" in shown
                 routes = {r["prefix"] for r in mesh.table(place, "routes")}

@@ -1,84 +1,17 @@
-"""The tutorial, word for word: every `$ command` in it, and the shape of what it prints."""
-
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
 
 import pytest
 
-from clustermesh.sandbox import remains
-
-_ROOT: Final = Path(__file__).parents[1]
-_TUTORIAL: Final = _ROOT / "docs/tutorial.md"
-_VARIES: Final = re.compile(r"\d+(\.\d+)?|(?<=sandbox )\S+(?= is (up|down))")
-
-
-class Command(NamedTuple):
-    """A line after a `$`, and the lines below it."""
-
-    line: int  # in the tutorial
-    text: str
-    output: tuple[str, ...]
-
-
-def commands(text: str) -> Iterator[Command]:
-    """The commands of the `console` blocks. What is in `sh` blocks needs another machine."""
-    lines = iter(enumerate(text.splitlines(), start=1))
-    for _, line in lines:
-        if line != "```console":
-            continue
-        found: list[tuple[int, str, list[str]]] = []
-        for number, inside in lines:
-            if inside == "```":
-                break
-            if inside.startswith("$ "):
-                found.append((number, inside.removeprefix("$ "), []))
-            else:
-                found[-1][2].append(inside)
-        yield from (Command(number, text, tuple(output)) for number, text, output in found)
-
-
-def shape(lines: tuple[str, ...]) -> list[str]:
-    """Lines without what differs from run to run: numbers, padding, the name of the sandbox."""
-    return [" ".join(_VARIES.sub("N", line).split()) for line in lines]
+from .tutorial import follow, shape
 
 
 def test_the_tutorial_works_as_it_is_written(
     sandbox_name: Callable[[str], str], tmp_path: Path
 ) -> None:
-    name = sandbox_name("tutorial")
-    exports = tmp_path / "exports"  # what one command exports, the next one has
-    exports.touch()
-    environment = {
-        **os.environ,
-        "CLUSTERMESH_SANDBOX": name,
-        # The `python` of the tutorial is that of the virtual environment that runs this test.
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    try:
-        for command in commands(_TUTORIAL.read_text()):
-            script = f". {exports}; {command.text}; code=$?; export -p > {exports}; exit $code"
-            done = subprocess.run(
-                ["bash", "-c", script],
-                check=False,  # status may well find something wrong; what is printed counts
-                cwd=_ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            where = f"{_TUTORIAL.name}:{command.line}: {command.text}"
-            assert shape(tuple(done.stdout.splitlines())) == shape(command.output), (
-                f"{where}\nsays:\n{done.stdout}{done.stderr}"
-            )
-    finally:
-        remains.down(name)
+    follow("tutorial.md", sandbox_name("tutorial"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,7 @@ async def read_facts(
         OSError: ENODEV when no device is the underlay.
     """
     links = {link["index"]: link async for link in await ip.get_links()}
-    addresses: list[tuple[str, IPInterface]] = [
-        (links[a["index"]].get("ifname"), ip_interface(f"{_local(a)}/{a['prefixlen']}"))
-        async for a in await ip.get_addr()
-        if a["index"] in links and a["scope"] == _RT_SCOPE_UNIVERSE
-    ]
+    addresses = await _addresses(ip, links)
     name = next((device for device, a in addresses if a.ip in node_ips), None)
     if name is None and not node_ips:
         name = await _default_device(ip, links)
@@ -75,6 +71,19 @@ async def read_facts(
         raise OSError(errno.ENODEV, f"no network device of this node {what}")
     mtu = next(link.get("mtu") for link in links.values() if link.get("ifname") == name)
     return Facts(name, mtu, tuple(addresses), pod_cidrs)
+
+
+async def read_addresses(ip: AsyncIPRoute) -> list[tuple[str, IPInterface]]:
+    """The global addresses of the network namespace that `ip` was opened in, by device."""
+    return await _addresses(ip, {link["index"]: link async for link in await ip.get_links()})
+
+
+async def _addresses(ip: AsyncIPRoute, links: dict[int, Any]) -> list[tuple[str, IPInterface]]:
+    return [
+        (links[a["index"]].get("ifname"), ip_interface(f"{_local(a)}/{a['prefixlen']}"))
+        async for a in await ip.get_addr()
+        if a["index"] in links and a["scope"] == _RT_SCOPE_UNIVERSE
+    ]
 
 
 def _local(address: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from clustermesh.model import IPAddress, IPNetwork
 
-from .facts import Facts, read_facts
+from .facts import Facts, IPInterface, read_addresses, read_facts
 from .monitor import RouteMonitor
 from .pyroute import AsyncIPRoute, NetlinkError
 from .route_messages import PROTOCOL, TABLE
@@ -82,6 +82,11 @@ class Netlink:
         """See `read_facts`."""
         with _oserror("reading this node's addresses"):
             return await read_facts(self.ip, node_ips=node_ips, pod_cidrs=pod_cidrs)
+
+    async def addresses(self) -> list[tuple[str, IPInterface]]:
+        """See `read_addresses`."""
+        with _oserror("reading this node's addresses"):
+            return await read_addresses(self.ip)
 
     async def ensure_tunnel_device(self, mtu: int, port: int = TUNNEL_PORT) -> int:
         """

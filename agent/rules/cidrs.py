@@ -11,15 +11,17 @@ lower cluster id: every agent comes to the same answer, whatever it heard first.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_network
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.rows import Cidr
+from agent.rows import Cidr, Reserved
 from clustermesh.model import ClusterName, IPAddress, IPNetwork, Node
 from clustermesh.state import Table
+
+_NOBODY: Final = ClusterName("")
 
 
 class CidrKey(NamedTuple):
@@ -33,8 +35,19 @@ class CidrKey(NamedTuple):
         return f"{self.cidr} of {self.cluster}/{self.node}"
 
 
-def cidrs(nodes: Iterable[Node], own: ClusterName) -> Mapping[CidrKey, Cidr]:
-    """What every node claims: its pod CIDRs and its own addresses; refused where it overlaps."""
+def cidrs(
+    nodes: Iterable[Node],
+    own: ClusterName,
+    reserved: Iterable[tuple[IPNetwork, Reserved]] = (),
+    allowed: Collection[IPNetwork] = (),
+) -> Mapping[CidrKey, Cidr]:
+    """
+    What every node claims, its pod CIDRs and its own addresses, and what of it is refused.
+
+    Args:
+        reserved: what other clusters' pods cannot have, such as the networks that we are on.
+        allowed: what they must be in; empty: anything that is nobody's.
+    """
     claims = sorted(
         # A claim may be made twice, by a node whose ExternalIP is its InternalIP.
         dict(claim for node in nodes for claim in _claims(node)).items(),
@@ -47,16 +60,33 @@ def cidrs(nodes: Iterable[Node], own: ClusterName) -> Mapping[CidrKey, Cidr]:
             item[0].node,
         ),
     )
+    off_limits = _Accepted()
+    for network, row in reserved:
+        off_limits.add(CidrKey(network, row.cluster or _NOBODY, row.what))
     accepted = _Accepted()
     rows: dict[CidrKey, Cidr] = {}
     for key, claim in claims:
-        holder = accepted.holder(key)
-        if holder is None:
+        refused = ""
+        if holder := accepted.holder(key):
+            refused = f"overlaps {holder}"
+        elif claim.cluster != own and not claim.is_node:
+            refused = _trespass(key.cidr, off_limits.holder(key), allowed)
+        if not refused:
             accepted.add(key)
-            rows[key] = claim
-        else:
-            rows[key] = msgspec.structs.replace(claim, refused=f"overlaps {holder}")
+        rows[key] = msgspec.structs.replace(claim, refused=refused) if refused else claim
     return {key: _without_refused_addresses(claim, rows) for key, claim in rows.items()}
+
+
+def _trespass(cidr: IPNetwork, reserved: CidrKey | None, allowed: Collection[IPNetwork]) -> str:
+    """Why no pod of another cluster can have the addresses `cidr`; empty if it can."""
+    if reserved is not None:
+        return f"overlaps {reserved.cidr}, {reserved.node}"
+    if allowed and not any(
+        cidr.version == network.version and cidr.subnet_of(network)  # type: ignore[arg-type]
+        for network in allowed
+    ):
+        return "is not in --mesh-cidrs"
+    return ""
 
 
 def _without_refused_addresses(claim: Cidr, rows: Mapping[CidrKey, Cidr]) -> Cidr:

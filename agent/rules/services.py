@@ -28,7 +28,7 @@ def frontends(
 
     Only a service that our own cluster has, and calls global, is merged. Ports of frontends and
     backends meet by name: the number may differ from cluster to cluster, and several names may
-    stand on one port. A backend counts only if no other cluster owns its address.
+    stand on one port. Another cluster's backend counts only if no other cluster owns its address.
 
     Args:
         rows: the service as each cluster sees it.
@@ -47,7 +47,7 @@ def frontends(
                 backend: service.cluster
                 for service in by_rank
                 for backend in _backends(service, ip.version, name, port)
-                if _may_serve(service, owner(backend.ip))
+                if service is local or _may_serve(service, owner(backend.ip))
             }
             if address in found:  # a second name on the same port
                 backends |= {b.address: b.cluster for b in found[address].backends}

@@ -6,6 +6,9 @@ one in use; then the frontend's value is replaced, which the kernel does atomica
 slots are deleted. Whatever dies in between leaves the old service or the new one, and slots that
 nobody looks at, which the next `actual()` removes.
 
+A new frontend may get the id of one that is gone, and sockets remember a backend by id and
+generation for as long as they live. So its first generation is drawn by lot.
+
 The kernel is asked for the generation in use instead of remembering it: two microseconds a row,
 against 10 MB for 50,000 frontends and a second truth.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -90,7 +94,8 @@ class FrontendTarget:
         rows = [(a, layouts.pack_frontend_key(a)) for a in addresses if a.protocol in BALANCED]
         in_use = [self._value(key) for _, key in rows]
         errors = self._frontends.delete(b"".join(key for _, key in rows))
-        self._delete_slots(slot for value in in_use if value for slot in _slots(*value))
+        unused = (value for index, value in enumerate(in_use) if index not in errors)
+        self._delete_slots(slot for value in unused if value for slot in _slots(*value))
         return {rows[index][0]: error for index, error in errors.items()}
 
     def _put(self, puts: Mapping[L4Address, tuple[L4Address, ...]]) -> Failures:
@@ -118,7 +123,7 @@ class FrontendTarget:
     def _change(self, address: L4Address, backends: tuple[L4Address, ...]) -> _Change:
         key = layouts.pack_frontend_key(address)
         old = self._value(key)
-        id_, generation = (old[0], old[1] + 1) if old else (next(self._ids), 1)
+        id_, generation = (old[0], old[1] + 1) if old else (next(self._ids), secrets.randbits(31))
         new = (id_, generation & 0xFFFFFFFF, len(backends))
         return _Change(address, key, backends, old, new)
 

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.rows import Cidr
+from agent.rows import Cidr, Reserved
 from agent.rules.cidrs import CidrKey, Owners, cidrs
 from clustermesh.model import ClusterId, ClusterName, IPNetwork, Node
 from clustermesh.state import Table
@@ -215,3 +215,36 @@ def test_owners_follow_any_history(history: list[list[Node]]) -> None:
                 ]
                 expected = max(fitting, key=lambda item: item[0], default=(0, None))[1]
                 assert owners.owner(ip) == late.owner(ip) == expected
+
+
+def test_nobody_else_has_the_networks_that_we_are_on() -> None:
+    nodes = [
+        node("east/a", "10.1.0.0/24", at=["192.0.2.1"]),
+        node("west/a", "192.0.2.128/25", "10.2.0.0/24", at=["192.0.2.2"]),
+    ]
+    reserved = [(ip_network("192.0.2.0/24"), Reserved("the network of eth0"))]
+    assert show(cidrs(nodes, EAST, reserved)) == [
+        "10.1.0.0/24 of east/a",
+        "192.0.2.1/32 of east/a",
+        "10.2.0.0/24 of west/a",
+        "192.0.2.2/32 of west/a",
+        "192.0.2.128/25 of west/a: overlaps 192.0.2.0/24, the network of eth0",
+    ]
+
+
+def test_an_etcd_may_be_among_its_own_clusters_pods_only() -> None:
+    reserved = [(ip_network("10.9.0.7"), Reserved("the etcd of north", ClusterName("north")))]
+    nodes = [node("west/a", "10.8.0.0/15"), node("north/a", "10.9.0.0/24")]
+    assert show(cidrs(nodes, EAST, reserved)) == [
+        "10.8.0.0/15 of west/a: overlaps 10.9.0.7/32, the etcd of north",
+        "10.9.0.0/24 of north/a",
+    ]
+
+
+def test_what_is_not_in_the_mesh_is_refused_when_the_mesh_has_limits() -> None:
+    nodes = [node("east/a", "172.16.0.0/24"), node("west/a", "8.8.8.0/24", "10.2.0.0/24")]
+    assert show(cidrs(nodes, EAST, allowed=[ip_network("10.0.0.0/8")])) == [
+        "172.16.0.0/24 of east/a",
+        "8.8.8.0/24 of west/a: is not in --mesh-cidrs",
+        "10.2.0.0/24 of west/a",
+    ]

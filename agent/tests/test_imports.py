@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-_UNUSED = ("cryptography", "pyroute2.ndb", "rich", "sqlite3")
+_UNUSED = ("clustermesh.kube", "cryptography", "pyroute2.ndb", "rich", "sqlite3")
 
 
 def test_an_agent_imports_no_library_that_it_uses_only_in_trouble_or_never() -> None:

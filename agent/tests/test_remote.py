@@ -30,7 +30,7 @@ class World:
             ClusterIds(EAST, ClusterId(1), 255),
             self.read,
             Cache(directory / "state"),
-            Pace(look_every=0.05),
+            Pace(look_every=0.05, drain=0.2),
         )
 
     def connect(self, server: EtcdServer, name: str = "west") -> None:
@@ -70,7 +70,10 @@ async def test_a_file_that_appears_connects_and_one_that_goes_away_drains(
         assert counts(world.remotes.readers[WEST]) == ALL
         (world.directory / "west").unlink()
         await until(lambda: world.states == {})
-        assert [len(t) for t in (world.read.services, world.read.nodes)] == [0, 0]
+        # In order: nothing new goes there, and then there is no way there either.
+        await until(lambda: not len(world.read.services))
+        assert len(world.read.nodes) > 0
+        await until(lambda: not len(world.read.nodes))
         world.connect(etcd_server)
         await until(lambda: world.states == {"west": "ready"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -189,3 +190,19 @@ async def test_a_file_that_cannot_be_read_is_named_and_takes_nothing_away(
     manifests.write("b.yaml", "db")
     await until(lambda: manifests.services == {"db": ["b.yaml"], "web": ["a.yaml"]})
     assert manifests.problems == ["loop.yaml: cannot be read: Too many levels of symbolic links"]
+
+
+async def test_a_pipe_is_named_and_does_not_hold_up_the_others(manifests: Manifests) -> None:
+    os.mkfifo(manifests.path / "pipe.yaml")
+    await until(lambda: manifests.problems == ["pipe.yaml: is no regular file"])
+    manifests.write("b.yaml", "db")
+    await until(lambda: manifests.services == {"db": ["b.yaml"], "web": ["a.yaml"]})
+
+
+async def test_a_file_whose_name_is_no_text_is_read_like_any_other(manifests: Manifests) -> None:
+    odd = Path(os.fsdecode(os.fsencode(manifests.path) + b"/\xff.yaml"))
+    odd.write_text(service("db"))
+    await until(lambda: manifests.services == {"db": ["\\xff.yaml"], "web": ["a.yaml"]})
+    manifests.write("a.yaml", "shop")
+    await until(lambda: manifests.services == {"db": ["\\xff.yaml"], "shop": ["a.yaml"]})
+    await until(lambda: not manifests.problems)

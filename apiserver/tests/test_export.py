@@ -13,6 +13,7 @@ import pytest
 
 from apiserver.export import Exporter
 from apiserver.tables import Exports
+from apiserver.users import Users
 from clustermesh import kinds
 from clustermesh.etcd import Etcd
 from clustermesh.model import (
@@ -104,7 +105,7 @@ async def rows(etcd: Etcd) -> Mapping[str, Row]:
 @asynccontextmanager
 async def exported(etcd: Etcd, cluster: Cluster) -> AsyncIterator[Exporter]:
     """An apiserver that keeps `cluster` in `etcd`."""
-    exporter = Exporter(etcd, EAST, cluster.exports)
+    exporter = Exporter(etcd, Users(etcd, EAST, None), EAST, cluster.exports)
     async with running(exporter.run(CONFIG)):
         yield exporter
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from apiserver.users import set_up_users
+from apiserver.users import Users, set_up_users
 from certs.leaf import local, remote, root
 from clustermesh.etcd import Auth, DeniedError, Etcd, EtcdError, Permission, Revision, readable
 from clustermesh.model import ClusterName
@@ -146,3 +146,24 @@ async def test_a_cluster_that_is_no_peer_any_more_is_locked_out(server: EtcdServ
             await set_up_users(etcd, EAST, [WEST])
             with pytest.raises(EtcdError):
                 await north.get(KEYS[0].encode())
+
+
+async def test_an_etcd_that_lost_its_data_gets_its_users_before_anything_else(
+    server: EtcdServer,
+) -> None:
+    async with Etcd(server.config()) as etcd:
+        users = Users(etcd, EAST, None)
+        await users.ensure()
+        server.stop()
+        server.wipe()
+        server.start()
+        async with Etcd(server.config("remote-west")) as thief:  # while nobody keeps it from it
+            auth = Auth(thief)
+            await auth.add_user("remote-west")
+            await auth.add_user("admin-west")
+            await auth.grant_role("admin-west", "root")
+        await users.ensure()
+        assert await Auth(etcd).roles_of("admin-west") == set()
+    async with Etcd(server.config("remote-west")) as thief:
+        with pytest.raises(EtcdError):
+            await thief.put(KEYS[1].encode(), b"mine")

@@ -138,6 +138,21 @@ async def test_a_service_that_changes_moves_only_the_sockets_of_a_lost_backend(
     pod.do(let_go)
 
 
+async def test_a_service_that_is_made_again_after_a_restart_is_another_one(
+    datapath: Datapath, cgroup: Path, pod: Node
+) -> None:
+    await write(datapath, {"10.96.0.1:80": ["10.1.0.1:8080"]})
+    datapath.attach_sockets(cgroup)
+    pod.do(keep, "UDP", V4[0])
+    assert pod.do(kept_send, *V4) == "10.1.0.1:8080"
+
+    await write(datapath, {})  # `write` is a new target each time, as after a restart
+    await write(datapath, {"10.96.0.1:80": ["10.1.0.2:8080"]})
+
+    assert pod.do(kept_send, *V4) == "10.1.0.2:8080"
+    pod.do(let_go)
+
+
 async def test_no_call_fails_while_the_service_changes(
     datapath: Datapath, cgroup: Path, pod: Node
 ) -> None:

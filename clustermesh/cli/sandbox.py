@@ -16,8 +16,9 @@ from cyclopts import App, Parameter
 from clustermesh.cli.client import Output
 from clustermesh.errors import UserError
 from clustermesh.sandbox import process, remains, topology
-from clustermesh.sandbox.daemons import World, load, search_path
-from clustermesh.sandbox.model import Cluster, Node, Pod, parse_name, sandbox
+from clustermesh.sandbox.daemons import API_SERVER, Part, World, load, search_path
+from clustermesh.sandbox.kube.programs import kube_assets
+from clustermesh.sandbox.model import Cluster, Control, Node, Pod, parse_name, sandbox
 
 app = App(name="sandbox", help="Bring up whole clusters on this machine, in network namespaces.")
 
@@ -38,6 +39,7 @@ def up(
     nodes: int = 2,
     pods: int = 2,
     routing: Literal["tunnel", "direct"] = "tunnel",
+    api: Literal["dir", "kube"] = "dir",
     name: Name = "default",
     connect: bool = True,
 ) -> None:
@@ -51,22 +53,32 @@ def up(
         nodes: How many in each cluster.
         pods: How many on each node.
         routing: How packets get from cluster to cluster.
+        api: The Kubernetes of each cluster: manifests in a directory, or a real API server with
+            controllers (kube), whose programs `python -m clustermesh.sandbox.kube.programs` makes.
         connect: Connect every cluster with every other.
     """
     started = time.monotonic()
-    wanted = sandbox(name, clusters=clusters, nodes=nodes, pods=pods, routing=routing)
+    wanted = sandbox(name, clusters=clusters, nodes=nodes, pods=pods, routing=routing, api=api)
     world = World(wanted)
+    if world.has_api_servers:
+        kube_assets()  # before anything is made: it says how to get them
     with _step(f"network of {clusters} clusters, {nodes} nodes each, {pods} pods each"):
         topology.up(wanted)
-    with _step("certificates and manifests"):
+    with _step("certificates" if world.has_api_servers else "certificates and manifests"):
         world.prepare()
+    if world.has_api_servers:
+        with _step("API servers and controllers of Kubernetes"):
+            world.start_kubernetes()
+        with _step("helm install"):
+            world.install()
     with _step("etcd, apiservers, agents and pods") as tell:
-        for part in world.parts():
-            part.start()
+        world.start(world.parts())
+        if world.has_api_servers:  # then one connects with what is there
+            _wait_until_well(world, tell)
         if connect:
             for first, second in combinations(wanted.members, 2):
                 world.connect(first, second)
-        world.wait_until_well(_WELL_WITHIN, lambda well, of: tell(f"{well} of {of} are well"))
+        _wait_until_well(world, tell)
     print(f"sandbox {name} is up after {time.monotonic() - started:.1f} s")
 
 
@@ -134,7 +146,8 @@ def execute(
         place: CLUSTER/NODE, CLUSTER/NODE/POD or CLUSTER/control.
         command: The command, after `--`; a shell if there is none.
     """
-    here = load(name).sandbox
+    world = load(name)
+    here = world.sandbox
     found = here.find(place)
     argv = process.inside(
         here.namespace(found),
@@ -146,6 +159,8 @@ def execute(
         # So that `show maps` and `cleanup` are about this node, and not about the machine.
         environment["CLUSTERMESH_BPFFS"] = str(here.bpffs(found))
         environment["CLUSTERMESH_STATE_DIR"] = str(here.state(found))
+    if isinstance(found, Control):
+        environment |= world.kubectl_environment(here.cluster(found.cluster))
     os.execvpe(argv[0], argv, environment)  # noqa: S606 - it is what a user asked for
 
 
@@ -155,6 +170,7 @@ def apply(cluster: str, file: File, /, *, name: Name = "default") -> None:
     Apply Kubernetes manifests to a cluster.
 
     A Service gets ClusterIPs if it names none, and EndpointSlices for the pods its selector finds.
+    With a real API server that is Kubernetes' own work, and anything that it knows may be applied.
 
     Args:
         cluster: Which: cluster1, cluster2, ...
@@ -190,15 +206,15 @@ def stop(
 
     Args:
         targets: CLUSTER (everything in it), CLUSTER/etcd, CLUSTER/apiserver, CLUSTER/NODE (its
-            agent), CLUSTER/NODE/POD or CLUSTER/pods.
+            agent), CLUSTER/NODE/POD or CLUSTER/pods; with real API servers also
+            CLUSTER/kube-etcd, /kube-apiserver, /kube-controller-manager and /kubelet.
         kill: Use SIGKILL, as a crash would.
     """
     world = load(name)
     parts = [part for target in _some(targets) for part in world.find(target)]
     for part in reversed(parts):
         part.stop(signal.SIGKILL if kill else signal.SIGTERM)
-    if any(isinstance(part.place, Pod) for part in parts):
-        world.pods_changed({world.sandbox.cluster(p.place.cluster) for p in parts})
+    _notice(world, parts)
     print(f"stopped {', '.join(part.name for part in parts)}")
 
 
@@ -212,10 +228,8 @@ def start(*targets: str, name: Name = "default") -> None:
     """
     world = load(name)
     parts = [part for target in _some(targets) for part in world.find(target)]
-    for part in parts:
-        part.start()
-    if any(isinstance(part.place, Pod) for part in parts):
-        world.pods_changed({world.sandbox.cluster(p.place.cluster) for p in parts})
+    world.start(parts)
+    _notice(world, parts)
     print(f"started {', '.join(part.name for part in parts)}")
 
 
@@ -258,6 +272,16 @@ def disconnect(first: str, second: str, /, *, name: Name = "default") -> None:
     world = load(name)
     world.disconnect(*_two(world, first, second))
     print(f"{first} and {second} are disconnected")
+
+
+def _wait_until_well(world: World, tell: Callable[[str], None]) -> None:
+    world.wait_until_well(_WELL_WITHIN, lambda well, of: tell(f"{well} of {of} are well"))
+
+
+def _notice(world: World, parts: list[Part]) -> None:
+    """Have Kubernetes know which pods run: also when it was away while that changed."""
+    changed = [p for p in parts if isinstance(p.place, Pod) or p.program == API_SERVER]
+    world.pods_changed({world.sandbox.cluster(part.place.cluster) for part in changed})
 
 
 def _two(world: World, first: str, second: str) -> tuple[Cluster, Cluster]:

@@ -33,7 +33,7 @@ _POLL: Final = 0.2
 """Seconds between two looks while waiting."""
 
 _CLAIMS: Final = 5
-"""Refused CIDRs that are told one by one: two clusters with the same plan overlap in all."""
+"""Claims that are told one by one: two clusters with the same plan of CIDRs overlap in all."""
 
 _COLOURS: Final = {
     RemoteState.READY: "green",
@@ -166,13 +166,18 @@ def troubles_of(said: DaemonStatus) -> Iterator[str]:
     yield from said.refused[:_CLAIMS]
     if more := len(said.refused[_CLAIMS:]):
         yield f"{more} more CIDRs are refused: see clustermesh show cidrs"
+    yield from said.conflicts[:_CLAIMS]
+    if more := len(said.conflicts[_CLAIMS:]):
+        yield f"{more} more frontends are not used: see clustermesh show services"
     yield from _troubles_outside(said)
 
 
 def _troubles_outside(said: DaemonStatus) -> Iterator[str]:
-    """The same, for what the daemon works with: its kernel, its source, its etcd."""
+    """The same, for what the daemon works with: its kernel, Kubernetes, its etcd."""
     if said.datapath and said.datapath.mode == "bpf" and not said.datapath.attached:
         yield "the BPF programs are not attached"
+    if said.mesh_node and said.mesh_node.last_error:
+        yield f"its MeshNode is not written: {said.mesh_node.last_error}"
     if said.source:
         for problem in said.source.problems:
             yield f"{said.source.kind}: {problem.where}: {problem.error}"
@@ -225,13 +230,14 @@ def _tables(report: Report) -> tuple[Table, Table]:
         remotes.add_column(header, justify="right")
     for said in report.statuses():
         ready = Text("ready", "green") if said.ready else Text("not ready", "red")
-        daemons.add_row(Text(said.daemon, "bold"), ready, Text(", ".join(_facts(said))))
+        daemons.add_row(Text(said.daemon, "bold"), ready, Text(", ".join(facts(said))))
         for remote in said.remotes:
             remotes.add_row(*_remote_cells(remote), style=_COLOURS[remote.state])
     return daemons, remotes
 
 
-def _facts(said: DaemonStatus) -> Iterator[str]:
+def facts(said: DaemonStatus) -> Iterator[str]:
+    """What a daemon is and works with."""
     if said.cluster:
         node = f"/{said.node}" if said.node else ""
         yield f"{said.cluster.name}{node} (id {said.cluster.id})"
@@ -242,6 +248,8 @@ def _facts(said: DaemonStatus) -> Iterator[str]:
         yield f"routing {said.datapath.routing}"
     if said.source:
         yield f"{said.source.objects} objects in {said.source.kind}"
+        if said.source.leader:
+            yield f"leader {said.source.leader_host}"
     if said.etcd:
         yield f"etcd {' '.join(said.etcd.endpoints)}"
     yield from (f"{table.rows} {name}" for name, table in said.tables.items())

@@ -21,6 +21,10 @@ M = TypeVar("M", bound=Message)
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT: Final = 10.0  # seconds
+_AUTH_CHANGED: Final = "revision of auth store is old"
+"""What etcd answers to a call that was on its way while a user or role changed."""
+_AUTH_CHANGES: Final = 20
+_AUTH_SETTLES: Final = 0.05  # seconds
 _PROBE_EVERY: Final = 5.0  # seconds for which a diagnosis holds
 
 
@@ -97,13 +101,17 @@ class Transport:
         Raises:
             EtcdError: and UnreachableError with the cause, if no endpoint answers.
         """
-        tries = len(self._endpoints)
+        tries, changes = len(self._endpoints), _AUTH_CHANGES
         while True:
             connection = self._connect()
             try:
                 return await connection.call(method, request, answer, timeout)
             except grpc.aio.AioRpcError as error:
                 failure = _translate(error, connection, what)
+                if _AUTH_CHANGED in str(failure) and changes:
+                    changes -= 1
+                    await asyncio.sleep(_AUTH_SETTLES)
+                    continue
                 if not isinstance(failure, UnreachableError):
                     raise failure from error
                 self._fail_over(connection)

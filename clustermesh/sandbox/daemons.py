@@ -1,5 +1,7 @@
 """
 What runs in a sandbox: real etcd servers, apiservers, agents and pods, as separate processes.
+With real API servers, also those, with an etcd and controllers for each; and then it is the objects
+of the chart that say how our own are started.
 
 Nothing here keeps running with the command that started them. Where a process is, and whether it
 lives, is in the sandbox's directory.
@@ -11,14 +13,16 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from uuid import uuid4
 
 import yaml
@@ -30,16 +34,29 @@ from clustermesh.cli.status import Report, gather
 from clustermesh.errors import UserError
 
 from . import process, topology
-from .manifests import Manifests
-from .model import Cluster, Node, Place, Pod, Sandbox
+from .kube.control_plane import ControlPlane
+from .kube.objects import Objects
+from .kube.programs import kube_assets
+from .kube.release import ACCOUNT, NAMESPACE, Release
+from .manifests import UDP_PORT, Kubernetes, Manifests
+from .model import Cluster, Control, Node, Place, Pod, Sandbox
 from .namespace import run_inside
 from .process import Process
 from .remains import cgroup_mount
 
+T = TypeVar("T")
+
 _ETCD_PORT: Final = 2379
 _POLL: Final = 0.1  # seconds
-_LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT|\{|\S+ of \S+ in \S+ listens$")
-"""Of a daemon, etcd, a pod."""
+_POD_WITHIN: Final = 10.0  # seconds for a pod to become ready
+_LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT|\{|[IWE]\d{4} |\S+ of \S+ in \S+ listens$")
+"""Of a daemon, etcd, Kubernetes, a pod."""
+
+API_SERVER: Final = "kube-apiserver"
+_KUBE_ETCD: Final = "kube-etcd"
+_CONTROLLERS: Final = "kube-controller-manager"
+_KUBELET: Final = "kubelet"
+_LOOPBACK: Final = IPv4Address("127.0.0.1")
 
 
 class Part:
@@ -47,7 +64,7 @@ class Part:
 
     def __init__(self, world: World, name: str, program: str, place: Place) -> None:
         self.name: Final = name
-        self.program: Final = program  # etcd, apiserver, agent or echo
+        self.program: Final = program  # etcd, apiserver, agent, echo, or one of Kubernetes
         self.place: Final = place
         self._world = world
         self._home = world.sandbox.home(place)
@@ -72,7 +89,8 @@ class Part:
                 cgroup=cgroup_mount() / sandbox.cgroup_of(self.place),
                 log=self.log,
                 pid_file=self._pid_file,
-                environment={"PYTHONUNBUFFERED": "1"},
+                # A sandbox that is itself in a pod is no part of that pod's cluster.
+                environment={"PYTHONUNBUFFERED": "1", "KUBERNETES_SERVICE_HOST": ""},
             )
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -82,13 +100,17 @@ class Part:
             process.stop(running, number)
 
     def report(self) -> Report:
-        """What it says of itself, and what is wrong with that; etcd and pods say nothing."""
-        if self.process is None:
+        """What it says of itself, and what is wrong with that; only our daemons say anything."""
+        running = self.process
+        if running is None:
             return Report({}, [f"{self.program} does not run{self._last_words()}"])
+        if self.program == "echo":
+            is_ready = process.is_bound(running, UDP_PORT)
+            return Report({}, [] if is_ready else ["echo does not listen yet"])
         if self.program == "agent":
             ask = partial(gather, AGENT, "none")
         elif self.program == "apiserver":
-            ask = partial(gather, "none", APISERVER)
+            ask = partial(gather, "none", self._world.apiserver_url(self.place))
         else:
             return Report({}, [])
         return run_inside(self._world.sandbox.namespace(self.place), ask)
@@ -109,20 +131,55 @@ class World:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox: Final = sandbox
 
+    @property
+    def has_api_servers(self) -> bool:
+        """Whether each cluster has a real API server."""
+        return self.sandbox.api == "kube"
+
     def parts(self) -> Iterator[Part]:
         """Everything that should run, in the order in which to start it."""
         for cluster in self.sandbox.members:
-            yield Part(self, f"{cluster.name}/etcd", "etcd", cluster.control)
+            yield self._control(cluster, "etcd")
+        if self.has_api_servers:
+            yield from self.kubernetes_parts()
         for cluster in self.sandbox.members:
-            yield Part(self, f"{cluster.name}/apiserver", "apiserver", cluster.control)
+            yield self._control(cluster, "apiserver")
             for node in cluster.nodes:
                 yield Part(self, node.place, "agent", node)
                 for pod in node.pods:
                     yield Part(self, pod.place, "echo", pod)
 
+    def kubernetes_parts(self) -> Iterator[Part]:
+        """What Kubernetes itself runs, in the order in which to start it."""
+        for program in (_KUBE_ETCD, API_SERVER, _CONTROLLERS, _KUBELET):
+            for cluster in self.sandbox.members:
+                yield self._control(cluster, program)
+
+    def start(self, parts: Iterable[Part]) -> None:
+        """
+        Start what does not run of `parts`.
+
+        Raises:
+            UserError: there are controllers among them, and their API server does not answer.
+        """
+        wanted = list(parts)
+        for part in wanted:
+            if part.program == _CONTROLLERS:  # they would give up after ten seconds
+                self._objects(self.sandbox.cluster(part.place.cluster)).wait_until_ready()
+            part.start()
+        self._wait_for_pods(part for part in wanted if part.program == "echo")
+
+    def _wait_for_pods(self, parts: Iterable[Part]) -> None:
+        """A pod is ready when it answers, and not before: nobody may call it until then."""
+        deadline = time.monotonic() + _POD_WITHIN
+        for part in parts:
+            while part.report().troubles and time.monotonic() < deadline:
+                time.sleep(_POLL / 10)
+
     def find(self, name: str) -> list[Part]:
         """
-        The parts called CLUSTER, or CLUSTER/etcd, /apiserver, /pods, /NODE or /NODE/POD.
+        The parts called CLUSTER, or CLUSTER/etcd, /apiserver, /pods, /NODE or /NODE/POD; with real
+        API servers also CLUSTER/kube-etcd, /kube-apiserver, /kube-controller-manager or /kubelet.
 
         Raises:
             UserError: there is no such thing.
@@ -148,6 +205,8 @@ class World:
             identity = ["--cluster", place.cluster, "--node", place.node, "--pod", place.name]
             return [sys.executable, "-m", "clustermesh.sandbox.echo", *identity]
         cluster = self.sandbox.cluster(place.cluster)
+        if self.has_api_servers:
+            return self._command_of_kubernetes(part.program, cluster, place)
         if isinstance(place, Node):
             return self._agent(cluster, place)
         return self._etcd(cluster) if part.program == "etcd" else self._apiserver(cluster)
@@ -156,6 +215,9 @@ class World:
         """Make certificates, manifests and the agents' settings. Nothing has been started yet."""
         now = datetime.now(UTC)
         certs.init_authority(self._authority, now=now)
+        if self.has_api_servers:
+            self._prepare_kubernetes()
+            return
         for cluster in self.sandbox.members:
             certs.init(
                 self._certs(cluster),
@@ -168,12 +230,72 @@ class World:
             self._write_client(self._local_config(cluster), cluster, "local")
             self.manifests(cluster).create(lambda _: True)
 
-    def manifests(self, cluster: Cluster) -> Manifests:
+    def start_kubernetes(self) -> None:
+        """
+        Start the API servers and controllers, and tell them of nodes and pods.
+
+        Raises:
+            UserError: an API server does not answer.
+        """
+        self.start(part for part in self.kubernetes_parts() if part.program != _KUBELET)
+        for cluster in self.sandbox.members:
+            self._objects(cluster).create(lambda _: True)
+
+    def install(self) -> None:
+        """
+        Install the chart in all clusters, and read what it wants to be started.
+
+        Raises:
+            UserError: helm; with its reason.
+        """
+
+        def install(cluster: Cluster) -> None:
+            self._release(cluster).install(self._authority)
+            self._release(cluster).sync()
+
+        with ThreadPoolExecutor(len(self.sandbox.members)) as pool:
+            list(pool.map(lambda cluster: self._in_control(cluster, install), self.sandbox.members))
+
+    def sync(self, cluster: Cluster) -> None:
+        """Have the files of the cluster's pods as its API server has them now."""
+        self._in_control(cluster, lambda one: self._release(one).sync())
+
+    def manifests(self, cluster: Cluster) -> Kubernetes:
         """The Kubernetes side of a cluster."""
+        if self.has_api_servers:
+            return self._objects(cluster)
         return Manifests(self._manifests_dir(cluster), cluster)
+
+    def kubectl_environment(self, cluster: Cluster) -> Mapping[str, str]:
+        """
+        The variables of a shell in the cluster's control plane, for kubectl, helm and ourselves.
+
+        They know all clusters as contexts; this one is the current. Empty without API servers.
+        """
+        if not self.has_api_servers:
+            return {}
+        plane = self._plane(cluster)
+        others = [self._plane(one).kubeconfig for one in self.sandbox.members if one != cluster]
+        return {
+            **self._release(cluster).environment(cluster.control, "apiserver"),
+            "KUBECONFIG": ":".join(map(str, [plane.kubeconfig, *others])),
+            "KUBECACHEDIR": str(plane.cache),
+            "NO_PROXY": "*",
+            "PATH": f"{plane.programs}:{plane.helm.parent}:{search_path()}",
+        }
+
+    def apiserver_url(self, place: Place) -> str:
+        """Where the apiserver of a control plane says how it is."""
+        if not self.has_api_servers or not isinstance(place, Control):
+            return APISERVER
+        release = self._release(self.sandbox.cluster(place.cluster))
+        return release.environment(place, "apiserver")["CLUSTERMESH_APISERVER"]
 
     def connect(self, first: Cluster, second: Cluster) -> None:
         """Let each of the two read the other."""
+        if self.has_api_servers:
+            self._clustermesh("connect", first, second)
+            return
         for reader, read in ((first, second), (second, first)):
             certs.init(
                 self._certs(read),
@@ -188,17 +310,24 @@ class World:
 
     def disconnect(self, first: Cluster, second: Cluster) -> None:
         """Let none of the two read the other any more."""
+        if self.has_api_servers:
+            self._clustermesh("disconnect", first, second)
+            return
         for reader, read in ((first, second), (second, first)):
             (self._clusters_dir(reader) / read.name).unlink(missing_ok=True)
 
     def pods_changed(self, clusters: Iterable[Cluster]) -> None:
-        """Notice which pods run, as kubelets would."""
+        """Notice which pods run, as kubelets would: whom nobody answers say it later."""
         for cluster in clusters:
+            if self.has_api_servers:
+                if self._control(cluster, API_SERVER).process is None:
+                    continue
+                self._objects(cluster).wait_until_ready()
             self.manifests(cluster).update(self.is_running)
 
     def is_running(self, pod: Pod) -> bool:
-        """Whether the pod's server runs."""
-        return Part(self, pod.place, "echo", pod).process is not None
+        """Whether the pod's server answers."""
+        return not Part(self, pod.place, "echo", pod).report().troubles
 
     def reports(self) -> dict[str, Report]:
         """What every part says of itself, by its name."""
@@ -282,6 +411,71 @@ class World:
             f"--cgroup={cgroup_mount() / self.sandbox.cgroup_of(node)}",
             f"--state-dir={self.sandbox.state(node)}",
         ]
+
+    def _control(self, cluster: Cluster, program: str) -> Part:
+        return Part(self, f"{cluster.name}/{program}", program, cluster.control)
+
+    def _plane(self, cluster: Cluster) -> ControlPlane:
+        return ControlPlane(
+            directory=self.sandbox.home(cluster.control) / "kubernetes",
+            name=cluster.name,
+            address=cluster.control.addresses.v4,
+            programs=kube_assets(),
+            service_cidrs=[str(cidr) for cidr in cluster.service_cidrs],
+            etcd_address=_LOOPBACK,  # nobody has to log in to it
+        )
+
+    def _release(self, cluster: Cluster) -> Release:
+        return Release(self.sandbox, cluster, self._plane(cluster))
+
+    def _in_control(self, cluster: Cluster, do: Callable[[Cluster], T]) -> T:
+        return run_inside(self.sandbox.namespace(cluster.control), lambda: do(cluster))
+
+    def _prepare_kubernetes(self) -> None:
+        for cluster in self.sandbox.members:
+            plane = self._plane(cluster)
+            plane.directory.mkdir()
+            plane.write_account(plane.prepare(), NAMESPACE, ACCOUNT)
+
+    def _command_of_kubernetes(self, program: str, cluster: Cluster, place: Place) -> Sequence[str]:
+        plane = self._plane(cluster)
+        match program:
+            case "kube-etcd":
+                return plane.etcd()
+            case "kube-apiserver":
+                return plane.apiserver()
+            case "kube-controller-manager":
+                return plane.controller_manager()
+            case "kubelet":
+                module = "clustermesh.sandbox.kube.kubelet"
+                return [sys.executable, "-m", module, self.sandbox.name, cluster.name]
+        assert not isinstance(place, Pod)
+        command, *arguments = self._release(cluster).command(place, program)
+        return [_program(command), *arguments]
+
+    def _clustermesh(self, verb: str, first: Cluster, second: Cluster) -> None:
+        """`clustermesh VERB`, as a user would type it in the control plane of `first`."""
+        contexts = ("--context", first.name, "--destination-context", second.name)
+
+        def run(cluster: Cluster) -> None:
+            ran = subprocess.run(
+                [_program("clustermesh"), verb, *contexts],
+                env={**os.environ, **self.kubectl_environment(cluster)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if ran.returncode != 0:
+                said = " ".join(f"{ran.stdout} {ran.stderr}".split())
+                raise UserError(f"clustermesh {verb}: {said}")
+
+        self._in_control(first, run)
+        for cluster in (first, second):
+            self.sync(cluster)
+
+    def _objects(self, cluster: Cluster) -> Objects:
+        namespace = self.sandbox.namespace(cluster.control)
+        return Objects(self._plane(cluster), cluster, namespace)
 
     def _write_client(self, path: Path, cluster: Cluster, user: str) -> None:
         store = self._certs(cluster)

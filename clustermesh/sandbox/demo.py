@@ -254,8 +254,7 @@ class Demo:
         return self._traffic.wait_for_backends(expected)
 
     def _start_pods(self, cluster: Cluster) -> None:
-        for part in self._world.find(f"{cluster.name}/pods"):
-            part.start()
+        self._world.start(self._world.find(f"{cluster.name}/pods"))
         self._world.pods_changed([cluster])
 
     def _run(self, *arguments: str) -> None:

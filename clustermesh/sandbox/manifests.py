@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import yaml
 
@@ -25,12 +25,41 @@ from .model import Cluster, Node, Pod
 NAMESPACE: Final = "default"
 PORTS: Final = (("http", 8080, "TCP"), ("udp", 8080, "UDP"), ("stream", 8081, "TCP"))
 """Name, number and protocol of what the echo server in every pod listens on."""
+UDP_PORT: Final = 8080  # the last that it opens
+
+_ENDED: Final = {"exitCode": 0, "reason": "Completed"}
 
 Manifest = dict[str, Any]
 
 
+class Kubernetes(Protocol):
+    """The Kubernetes side of one cluster: a directory of manifests, or an API server."""
+
+    def create(self, is_running: Callable[[Pod], bool]) -> None:
+        """Write what the cluster is made of: a namespace, its nodes and pods."""
+
+    def apply(self, file: Path, is_running: Callable[[Pod], bool]) -> list[str]:
+        """
+        Take over the objects of `file`, and name them.
+
+        Raises:
+            UserError: the file cannot be read, or has a mistake in it.
+        """
+
+    def delete(self, file: Path, is_running: Callable[[Pod], bool]) -> list[str]:
+        """
+        Remove the objects that `file` names, and name those that were there.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+
+    def update(self, is_running: Callable[[Pod], bool]) -> None:
+        """Say which pods are running, as kubelets do."""
+
+
 class Manifests:
-    """The manifests of one cluster, in a directory."""
+    """The manifests of one cluster, in a directory: a Kubernetes without an API server."""
 
     def __init__(self, directory: Path, cluster: Cluster) -> None:
         self._directory = directory
@@ -38,10 +67,10 @@ class Manifests:
         self._cluster = cluster
 
     def create(self, is_running: Callable[[Pod], bool]) -> None:
-        """Write what the cluster is made of: a namespace, its nodes and pods."""
+        """See Kubernetes."""
         self._applied.mkdir(parents=True, exist_ok=True)
         namespace = _object("v1", "Namespace", NAMESPACE, "")
-        nodes = [_node(node) for node in self._cluster.nodes]
+        nodes = [node_object(node) for node in self._cluster.nodes]
         self._write("cluster.yaml", [namespace, *nodes])
         self.update(is_running)
 
@@ -81,7 +110,7 @@ class Manifests:
         pods = [pod for node in self._cluster.nodes for pod in node.pods]
         running = {pod.place: is_running(pod) for pod in pods}
         nodes = {node.name: node for node in self._cluster.nodes}
-        documents = [_pod(pod, nodes[pod.node], ready=running[pod.place]) for pod in pods]
+        documents = [pod_object(pod, nodes[pod.node], ready=running[pod.place]) for pod in pods]
         self._write("pods.yaml", documents)
         written = [i for f in sorted(self._applied.glob("*.yaml")) for i in read_manifests(f)]
         own = {_service_of(item) for item in written if item["kind"] == "EndpointSlice"}
@@ -140,24 +169,27 @@ def read_manifests(file: Path) -> list[Manifest]:
     return objects
 
 
-def _node(node: Node) -> Manifest:
+def node_object(node: Node) -> Manifest:
+    """A Node, as its kubelet says it is."""
     return {
         **_object("v1", "Node", node.name, ""),
         "spec": {"podCIDRs": [str(cidr) for cidr in node.pod_cidrs]},
         "status": {
-            "addresses": [{"type": "InternalIP", "address": str(ip)} for ip in node.addresses]
+            "addresses": [{"type": "InternalIP", "address": str(ip)} for ip in node.addresses],
+            "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
 
 
-def _pod(pod: Pod, node: Node, *, ready: bool) -> Manifest:
+def pod_object(pod: Pod, node: Node, *, ready: bool) -> Manifest:
+    """A Pod, as the kubelet of its node says it is."""
     made = _object("v1", "Pod", f"{pod.node}-{pod.name}", NAMESPACE)
     made["metadata"]["labels"] = {"app": "echo", "node": pod.node}
     ports = [{"name": n, "containerPort": p, "protocol": proto} for n, p, proto in PORTS]
     made["spec"] = {
         "nodeName": pod.node,
         "serviceAccountName": "default",
-        "containers": [{"name": "echo", "ports": ports}],
+        "containers": [{"name": "echo", "image": "echo", "ports": ports}],
     }
     made["status"] = {
         "phase": "Running",
@@ -165,6 +197,16 @@ def _pod(pod: Pod, node: Node, *, ready: bool) -> Manifest:
         "podIP": str(pod.addresses.v4),
         "podIPs": [{"ip": str(ip)} for ip in pod.addresses],
         "conditions": [{"type": "Ready", "status": str(ready)}],
+        "containerStatuses": [
+            {
+                "name": "echo",
+                "image": "echo",
+                "imageID": "",
+                "ready": ready,
+                "restartCount": 0,
+                "state": {"running": {}} if ready else {"terminated": _ENDED},
+            }
+        ],
     }
     return made
 

@@ -91,7 +91,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Control(msgspec.Struct, frozen=True):
-    """A network namespace on the underlay, for a cluster's etcd and apiserver."""
+    """A network namespace on the underlay, for a cluster's etcd, apiserver and Kubernetes."""
 
     cluster: ClusterName
     addresses: Addresses
@@ -124,6 +124,7 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
     nodes: int = 2  # of each cluster
     pods: int = 2  # of each node
     routing: str = "tunnel"
+    api: str = "dir"  # the Kubernetes side: manifests in a directory, or a real API server (kube)
     root: Path = ROOT
 
     @property
@@ -206,6 +207,7 @@ def sandbox(
     nodes: int = 2,
     pods: int = 2,
     routing: str = "tunnel",
+    api: str = "dir",
     root: Path = ROOT,
 ) -> Sandbox:
     """
@@ -223,7 +225,9 @@ def sandbox(
             )
     if routing not in {"tunnel", "direct"}:
         raise UserError(f"{routing!r} is no routing", hint="choose tunnel or direct")
-    return Sandbox(name, clusters, nodes, pods, routing, root)
+    if api not in {"dir", "kube"}:
+        raise UserError(f"{api!r} is no Kubernetes API", hint="choose dir or kube")
+    return Sandbox(name, clusters, nodes, pods, routing, api, root)
 
 
 def parse_name(name: str) -> str:

@@ -23,7 +23,10 @@ def print_overview(sandbox: Sandbox, reports: Mapping[str, Report]) -> None:
     for header in ("WHERE", "STATE", "READS", "FRONTENDS", "ROUTES", "IPCACHE", "PODS"):
         table.add_column(header)
     for cluster in sandbox.members:
-        servers = [f"{cluster.name}/{part}" for part in ("etcd", "apiserver")]
+        nodes = tuple(node.place for node in cluster.nodes)
+        servers = [
+            n for n in reports if n.startswith(f"{cluster.name}/") and not n.startswith(nodes)
+        ]
         table.add_row(Text(cluster.name, "bold"), _state(reports, servers), f"id {cluster.id}")
         for node in cluster.nodes:
             said = next(reports[node.place].statuses(), None)

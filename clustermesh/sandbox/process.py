@@ -89,6 +89,15 @@ def is_running(process: Process) -> bool:
     return _started(process.pid) == process.started
 
 
+def is_bound(process: Process, port: int) -> bool:
+    """Whether there is a UDP socket on `port` in the process's network namespace."""
+    try:
+        sockets = Path(f"/proc/{process.pid}/net/udp6").read_text().splitlines()[1:]
+    except OSError:  # it has ended
+        return False
+    return any(line.split()[1].endswith(f":{port:04X}") for line in sockets)
+
+
 def stop(
     process: Process, number: signal.Signals = signal.SIGTERM, *, timeout: float = 10.0
 ) -> None:

@@ -80,7 +80,7 @@ def _make_directories(wanted: Sandbox) -> None:
         if isinstance(place, Node):
             wanted.bpffs(place).mkdir()
             mount("bpf", wanted.bpffs(place), "bpf")
-    names = ("name", "clusters", "nodes", "pods", "routing")
+    names = ("name", "clusters", "nodes", "pods", "routing", "api")
     parameters = {name: getattr(wanted, name) for name in names}
     (wanted.directory / _PARAMETERS).write_text(json.dumps(parameters))
 

@@ -9,7 +9,7 @@ A change never carries a payload: it only says *which key* to look at again. So 
 reordered notice costs time and not correctness, and a slow consumer sees the newest row, once.
 """
 
-from .derive import derive, derive_whole
+from .derive import Waiting, derive, derive_whole
 from .index import Index
 from .reconcile import Failure, Reconciler, Target
 from .source import Delete, Event, Listed, Listing, Put, Source, replicate
@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "Table",
     "Target",
+    "Waiting",
     "Watch",
     "Writer",
     "derive",

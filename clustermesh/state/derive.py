@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar, overload
 
 from .table import Readable, Table, Watch, Writer
@@ -24,6 +24,7 @@ async def derive(
     rule: Callable[[K, Mapping[Any, A]], Mapping[L, W]],
     *,
     context: Iterable[Readable[Any, Any]] = (),
+    waiting: Waiting[K, L] | None = None,
 ) -> None: ...
 @overload
 async def derive(
@@ -32,6 +33,7 @@ async def derive(
     rule: Callable[[K, Mapping[Any, A], Mapping[Any, B]], Mapping[L, W]],
     *,
     context: Iterable[Readable[Any, Any]] = (),
+    waiting: Waiting[K, L] | None = None,
 ) -> None: ...
 @overload
 async def derive(
@@ -40,6 +42,7 @@ async def derive(
     rule: Callable[[K, Mapping[Any, A], Mapping[Any, B], Mapping[Any, C]], Mapping[L, W]],
     *,
     context: Iterable[Readable[Any, Any]] = (),
+    waiting: Waiting[K, L] | None = None,
 ) -> None: ...
 async def derive(
     inputs: tuple[Readable[Any, Any], ...],
@@ -47,6 +50,7 @@ async def derive(
     rule: Callable[..., Mapping[L, W]],
     *,
     context: Iterable[Readable[Any, Any]] = (),
+    waiting: Waiting[Any, L] | None = None,
 ) -> None:
     """
     Keep `target` equal to `rule` applied to every key of `inputs`, forever.
@@ -58,9 +62,10 @@ async def derive(
             row, the first keeps it, and the second gets it when the first lets go.
         context: what `rule` also looks into. Any change there makes every key of the inputs be
             looked at again, so it should be small or change seldom.
+        waiting: is kept up to date, for whoever wants to see which keys wait.
     """
     watch = Watch(*inputs, context=context)
-    output = _Output(target, watch)
+    output = _Output(target, watch, Waiting() if waiting is None else waiting)
     try:
         async for batch in watch:
             ready = watch.is_ready  # as of this batch: while it is worked on, more may come
@@ -75,31 +80,65 @@ async def derive(
         watch.close()
 
 
-class _Output(Generic[K, L, W]):
-    """What each key stands for at present, and which keys wait for a row that another one has."""
+class Waiting(Generic[K, L]):
+    """Which keys wait for rows that another key has. Only `derive` changes it."""
 
-    def __init__(self, target: Writer[L, W], watch: Watch[K]) -> None:
+    def __init__(self) -> None:
+        self._rows: dict[K, tuple[L, ...]] = {}
+        self._keys: dict[L, dict[K, None]] = {}
+
+    def rows(self, key: K) -> Sequence[L]:
+        """What `key` waits for."""
+        return self._rows.get(key, ())
+
+    def keys(self, row: L) -> Collection[K]:
+        """Those that wait for `row`, the one that came first first."""
+        return self._keys.get(row, {}).keys()
+
+    def items(self) -> Iterable[tuple[K, Sequence[L]]]:
+        """Every key that waits, and for what."""
+        return self._rows.items()
+
+    def set(self, key: K, rows: Sequence[L]) -> None:
+        """Let `key` wait for these, and for nothing else."""
+        old = self._rows.pop(key, ())
+        for row in old:
+            if row not in rows:
+                del self._keys[row][key]
+                if not self._keys[row]:
+                    del self._keys[row]
+        for row in rows:
+            self._keys.setdefault(row, {})[key] = None
+        if rows:
+            self._rows[key] = tuple(rows)
+
+
+class _Output(Generic[K, L, W]):
+    """What each key stands for at present."""
+
+    def __init__(self, target: Writer[L, W], watch: Watch[K], waiting: Waiting[K, L]) -> None:
         self._target = target
         self._watch = watch
+        self._waiting = waiting
         self._made: dict[K, tuple[L, ...]] = {}
-        self._waiting: dict[L, list[K]] = {}
 
     def set(self, key: K, rows: Mapping[L, W]) -> None:
         old = self._made.pop(key, ())
         for gone in old:
             if gone not in rows:
                 self._target.delete(gone)
-                for waiting in self._waiting.pop(gone, ()):
+                for waiting in self._waiting.keys(gone):
                     self._watch.touch(waiting)
-        kept = []
+        kept, missed = [], []
         for out, value in rows.items():
             if out in old or out not in self._target.own:
                 self._target.put(out, value)
                 kept.append(out)
             else:
-                self._waiting.setdefault(out, []).append(key)
+                missed.append(out)
         if kept:
             self._made[key] = tuple(kept)
+        self._waiting.set(key, missed)
 
 
 async def derive_whole(

@@ -111,6 +111,7 @@ class Reconciler(Generic[K, V, T]):
         self._retry_max = retry_max
         self._repair_at = -math.inf  # event-loop time, seconds
         self._watch: Watch[K] | None = None
+        self._lost: set[K] = set()  # what the table had, and the target may still have
 
     async def run(self) -> None:
         """Run until cancelled. Raises what the target raises, unless it is an OSError."""
@@ -135,6 +136,7 @@ class Reconciler(Generic[K, V, T]):
         repaired_ready = False  # whether the last repair saw the whole table
         dirty, now = watch.take(), self._now()
         while True:
+            self._note_lost(dirty)
             became_ready = self.table.is_ready > repaired_ready and not self.target_failure
             if now >= self._repair_at or became_ready:
                 repaired_ready = await self._repair(watch, dirty)
@@ -163,7 +165,9 @@ class Reconciler(Generic[K, V, T]):
             self.target_failure = None
             self._repair_at = self._now() + self._repair_every
             # The comparison has looked at every row: only what came since is dirty too.
-            await self._apply(differ | watch.take())
+            changed = watch.take()
+            self._note_lost(changed)
+            await self._apply(differ | changed)
             if ready and self._after_repair and not self.target_failure:
                 await self._after_repair()
         except OSError as error:
@@ -177,11 +181,16 @@ class Reconciler(Generic[K, V, T]):
         """The keys for which target and table differ, as far as the table can say."""
         actual = await self.target.actual()
         wanted = self._wanted
-        differ = {key for key in self.table.keys() if actual.get(key) != wanted(key)}
-        if self.table.is_ready:
-            keys = self.table.keys()
-            differ.update(key for key in actual if key not in keys)
+        keys = self.table.keys()
+        differ = {key for key in keys if actual.get(key) != wanted(key)}
+        gone = actual.keys() if self.table.is_ready else self._lost & actual.keys()
+        differ.update(key for key in gone if key not in keys)
         return differ
+
+    def _note_lost(self, dirty: Iterable[K]) -> None:
+        """Remember what is to be deleted: while the table is half-read, no comparison can tell."""
+        if not self.table.is_ready:
+            self._lost.update(key for key in dirty if self.table.first(key) is None)
 
     async def _apply(self, dirty: Iterable[K]) -> None:
         for chunk in _chunks(dirty):
@@ -197,6 +206,7 @@ class Reconciler(Generic[K, V, T]):
             except OSError as error:
                 self._target_failed(error)  # compares everything once it answers again
                 return
+            self._lost.difference_update(key for key in chunk if key not in failed)
             if failed or self.failures:
                 for key in chunk:
                     if key in failed:

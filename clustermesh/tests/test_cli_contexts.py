@@ -5,9 +5,12 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import msgspec
 import pytest
 
 from clustermesh.cli.contexts.checks import findings
+from clustermesh.cli.contexts.installation import endpoints_of
+from clustermesh.cli.contexts.objects import Service
 from clustermesh.cli.contexts.options import parse_endpoints
 from clustermesh.cli.contexts.plan import (
     Connect,
@@ -35,7 +38,7 @@ def node(name: str, address: str, *pod_cidrs: str) -> NodeRow:
     return NodeRow(name, (ip_address(address),), tuple(map(ip_network, pod_cidrs)))
 
 
-def cluster(name: str, **fields: Any) -> ClusterRow:
+def cluster(name: str, /, **fields: Any) -> ClusterRow:
     """A cluster that shares its CA, and nothing else, with the others."""
     number = NUMBERS[name]
     ca = fields.pop("authority", CA)
@@ -271,6 +274,37 @@ def test_the_name_to_expect(endpoint: str, names: list[str], name: str | None) -
 def test_a_change_of_a_file_is_told_with_its_endpoints() -> None:
     change = Connect("k-east", WEST.name, peer_file(WEST))
     assert str(change) == "connect to west at https://192.0.2.2:32379"
+
+
+# Where an etcd is reached
+
+
+def service(kind: str, *ingress: dict[str, str], node_port: int = 0) -> Service:
+    spec = {"type": kind, "clusterIPs": ["10.96.0.9"], "ports": [{"nodePort": node_port}]}
+    status = {"loadBalancer": {"ingress": list(ingress)}}
+    return msgspec.convert({"spec": spec, "status": status}, Service)
+
+
+@pytest.mark.parametrize(
+    ("exposed", "expected"),
+    [
+        (service("LoadBalancer", {"ip": "192.0.2.9"}, node_port=30000), "192.0.2.9:2379"),
+        (service("LoadBalancer", {"ip": "fd00::9"}), "[fd00::9]:2379"),
+        (service("LoadBalancer", {"hostname": "lb.example.org"}), "lb.example.org:2379"),
+        (service("LoadBalancer"), "its Service of type LoadBalancer has no address yet"),
+        (service("NodePort", node_port=32379), "192.0.2.2:32379 192.0.2.1:32379"),
+        (
+            service("ClusterIP"),
+            "its Service is of type ClusterIP, which others see only if told so",
+        ),
+    ],
+)
+def test_an_etcd_is_reached_where_its_service_says_at_ready_nodes_first(
+    exposed: Service, expected: str
+) -> None:
+    nodes = [node("n1", "192.0.2.1")._replace(ready=False), node("n2", "192.0.2.2")]
+    endpoints, why_not = endpoints_of(exposed, nodes)
+    assert (" ".join(endpoints) or why_not) == expected
 
 
 def test_endpoints_are_parsed() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clustermesh.cli.main import run
-from clustermesh.cli.status import Report, gather, troubles_of, wait_until_well, warnings_of
+from clustermesh.cli.status import Report, facts, gather, troubles_of, wait_until_well, warnings_of
 from clustermesh.daemon import Daemon, serve
 from clustermesh.settings import TcpAddress
 from clustermesh.status import (
@@ -17,6 +17,7 @@ from clustermesh.status import (
     DaemonStatus,
     Datapath,
     EtcdStatus,
+    MeshNodeStatus,
     Problem,
     Remote,
     RemoteState,
@@ -133,6 +134,8 @@ def said(**fields: Any) -> DaemonStatus:
         ),
         (said(source=SourceStatus(kind="dir:/m")), "dir:/m has not been read"),
         (said(etcd=EtcdStatus(last_error="EOF")), "etcd does not answer: EOF"),
+        (said(mesh_node=MeshNodeStatus(last_error="403")), "its MeshNode is not written: 403"),
+        (said(conflicts=["service a/b: 1.2.3.4:80 is c/d's"]), "service a/b: 1.2.3.4:80 is c/d's"),
         (
             said(
                 remotes=[Remote(cluster="e", state=RemoteState.REFUSED, last_error="id 9 is ours")]
@@ -166,6 +169,20 @@ def test_refused_addresses_are_told_and_many_of_them_are_counted() -> None:
     assert list(troubles_of(said(refused=claims))) == [
         *claims[:5],
         "2 more CIDRs are refused: see clustermesh show cidrs",
+    ]
+
+
+def test_a_mesh_node_that_is_yet_to_be_written_is_no_trouble() -> None:
+    assert list(troubles_of(said(mesh_node=MeshNodeStatus()))) == []
+
+
+def test_the_replica_that_leads_is_told_by_its_host() -> None:
+    source = SourceStatus(kind="kube", listed=True, objects=4, leader="apiserver-7d9f_0b1c-22")
+    assert list(facts(said(source=source))) == [
+        "version 1",
+        "up 0 s",
+        "4 objects in kube",
+        "leader apiserver-7d9f",
     ]
 
 

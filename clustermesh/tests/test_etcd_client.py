@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from certs.leaf import SERVER, Profile, admin, server
 from clustermesh.etcd import Etcd, HistoryLostError, Revision, UnreachableError, Write, probe
@@ -165,6 +166,21 @@ async def test_a_server_certificate_for_other_names_is_named_with_its_names(
     own_etcd_server.issue(wrong)  # etcd reads it anew for each connection
     cause = await cause_of(own_etcd_server)
     assert "certificate is not for 127.0.0.1, but for etcd.example, 10.0.0.1" in cause
+
+
+async def test_the_name_in_the_certificate_may_be_told(own_etcd_server: EtcdServer) -> None:
+    own_etcd_server.issue(Profile("server", "etcd", frozenset({"*.example"}), SERVER))
+    config = own_etcd_server.config()
+    (endpoint,) = config.endpoints
+    good, bad = (
+        replace(config, endpoints=(replace(endpoint, server_name=name),))
+        for name in ("etcd.example", "etcd.example.org")
+    )
+    async with Etcd(good) as client:
+        assert await client.get(b"nothing") is None
+    async with Etcd(bad) as client:
+        with pytest.raises(UnreachableError, match=r"not for etcd\.example\.org, but for"):
+            await client.get(b"nothing")
 
 
 async def test_an_expired_server_certificate_is_named_with_its_date(

@@ -25,6 +25,16 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert config.files == (tmp_path / "ca.crt", Path("/etc/client.crt"), tmp_path / "client.key")
 
 
+def test_the_certificate_may_be_for_another_name_than_is_dialled(tmp_path: Path) -> None:
+    path = tmp_path / "west"
+    path.write_text(TLS + "endpoints: ['https://192.0.2.1'], server-name: west.mesh.cilium.io}")
+    (endpoint,) = read_config(path).endpoints
+    assert (endpoint.authority, endpoint.certified_name) == (
+        "192.0.2.1:2379",
+        "west.mesh.cilium.io",
+    )
+
+
 def test_plain_http_on_loopback_needs_no_certificates(tmp_path: Path) -> None:
     path = tmp_path / "own"
     path.write_text("endpoints: ['http://127.0.0.1:2379', 'http://[::1]:1', 'http://localhost']")

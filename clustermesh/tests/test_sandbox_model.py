@@ -94,6 +94,7 @@ def test_a_place_is_found_by_its_name_and_another_name_is_answered_with_what_the
         ({"nodes": 201}, "201 nodes are out of range (choose 1-200)"),
         ({"pods": -1}, "-1 pods are out of range (choose 0-200)"),
         ({"routing": "magic"}, "'magic' is no routing (choose tunnel or direct)"),
+        ({"api": "magic"}, "'magic' is no Kubernetes API (choose dir or kube)"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(wrong: dict[str, object], said: str) -> None:

@@ -21,6 +21,7 @@ from clustermesh.state import (
     Put,
     Reconciler,
     Table,
+    Waiting,
     derive,
     derive_whole,
     replicate,
@@ -133,6 +134,29 @@ async def test_a_row_that_the_table_lost_is_deleted_even_before_it_is_ready() ->
         writer.delete("a")
         await settle()
         assert target.rows == {}
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["compared", "target away"])
+async def test_a_row_that_is_lost_while_rows_are_not_written_one_by_one(answers: bool) -> None:
+    target = FakeMap(theirs=1)
+    table = Table[str, int]("t")
+    writer = table.writer("c1")
+    table.writer("c2")  # never read, so never ready
+    writer.replace({"a": 1})
+    subject = reconciler(table, target, grace=1)
+    async with running(subject.run()):
+        await asyncio.sleep(2)
+        assert target.rows == {"theirs": 1, "a": 1}
+        if not answers:
+            target.down = True
+            writer.put("b", 1)
+            await settle()
+        writer.delete("a")
+        subject.compare_soon()
+        await settle()
+        target.down = False
+        await asyncio.sleep(100)
+        assert target.rows == ({"theirs": 1} if answers else {"theirs": 1, "b": 1})
 
 
 async def test_reconnect_sweeps_only_what_was_not_named_again() -> None:
@@ -309,6 +333,37 @@ async def test_two_keys_that_stand_for_one_row_take_turns() -> None:
         writer.put("b", 81)
         await settle()
         assert everything(out) == {81: {"made": "b"}}
+
+
+async def test_who_waits_for_a_row_of_another_can_be_seen() -> None:
+    table, context = Table[str, int]("t"), Table[str, int]("context")
+    out, waiting = Table[int, str]("o"), Waiting[str, int]()
+    writer = table.writer("c1")
+    writer.replace({"a": 80, "b": 80, "c": 80})
+    tick = context.writer("c1")
+    tick.replace({})
+
+    def rule(key: str, rows: Mapping[str, int]) -> Mapping[int, str]:
+        return dict.fromkeys(rows.values(), key)
+
+    derivation = derive((table,), out.writer("made"), rule, context=(context,), waiting=waiting)
+    async with running(derivation):
+        await settle()
+        (holder,) = everything(out)[80].values()
+        rest = {"a", "b", "c"} - {holder}
+        for count in range(3):  # however often it is looked at
+            assert {key: list(rows) for key, rows in waiting.items()} == {key: [80] for key in rest}
+            assert set(waiting.keys(80)) == rest
+            tick.put("tick", count)
+            await settle()
+        gone, last = sorted(rest)
+        writer.delete(gone)
+        await settle()
+        assert (list(waiting.keys(80)), waiting.rows(gone)) == ([last], ())
+        writer.delete(holder)
+        await settle()
+        assert everything(out) == {80: {"made": last}}
+        assert (list(waiting.items()), list(waiting.keys(80))) == ([], [])
 
 
 async def test_inputs_are_joined_on_their_key_and_context_touches_every_key() -> None:

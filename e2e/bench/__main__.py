@@ -8,13 +8,14 @@ from functools import partial
 from types import ModuleType
 from typing import Final
 
-from . import calls, changes, listing, memory, paths, report, startup
+from . import calls, changes, kubernetes, listing, memory, paths, report, startup
 
 _MEASUREMENTS: Final[dict[str, ModuleType]] = {
     "calls": calls,
     "paths": paths,
     "listing": listing,
     "changes": changes,
+    "kubernetes": kubernetes,
     "memory": memory,
     "startup": startup,
 }
@@ -46,11 +47,11 @@ def main() -> None:
         report.write(done)
         print(f"{report.DOCUMENT} is written")
     for goal in (goal for measurement in done for goal in measurement.goals if not goal.is_met):
-        print(f"missed: {goal.what}: {goal.measured:.3g} {goal.unit}, not {goal.at_most:g}")
+        print(f"missed: {goal.what}: {goal.shown} {goal.unit}, not {goal.at_most:g}")
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{name:>8}: {text}", flush=True)
+    print(f"{name:>10}: {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,10 @@ class Bed:
         )
         return done.stdout
 
-    def run_module(self, place: Place, name: str, *arguments: str) -> Any:
+    def run_module(self, place: Place, name: str, *arguments: str, timeout: float = 120.0) -> Any:
         """Run a module of `inside/`, and return the JSON that it prints."""
         command = [sys.executable, "-m", f"e2e.bench.inside.{name}", *arguments]
-        return json.loads(self.run(place, *command))
+        return json.loads(self.run(place, *command, timeout=timeout))
 
     @contextmanager
     def serving(self, place: Place, *command: str, ready: str) -> Iterator[None]:

@@ -21,6 +21,15 @@ class Goal:
         """Whether it was reached in this run."""
         return self.measured <= self.at_most
 
+    @property
+    def shown(self) -> str:
+        """The number, with as many digits as it takes to see that it was missed."""
+        for digits in range(3, 17):
+            text = f"{self.measured:.{digits}g}"
+            if self.is_met or float(text) > self.at_most:
+                break
+        return text
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

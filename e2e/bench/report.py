@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -89,7 +90,7 @@ def _goals(goals: Sequence[Goal]) -> Iterator[str]:
             [
                 [
                     goal.what,
-                    f"{goal.measured:.3g} {goal.unit}",
+                    f"{goal.shown} {goal.unit}",
                     f"{goal.at_most:g} {goal.unit}",
                     "met" if goal.is_met else "**missed**",
                 ]
@@ -117,9 +118,9 @@ def _draw(plot: Plot, path: Path) -> None:
             for colour, (name, samples) in zip(_COLOURS[1:], plot.samples.items(), strict=False):
                 axes.ecdf(samples, label=name, color=colour)
             axes.set_xlabel(plot.unit)
-            axes.set_xlim(left=0)
             if plot.goal is not None:
                 axes.axvline(plot.goal, color=_GOAL_COLOUR, linestyle="--", label="goal, median")
+            axes.set_xlim(left=0)  # the right end stays where it is now: after all was drawn
         figure.legend(frameon=False, loc="outside right upper")
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
@@ -132,7 +133,8 @@ def _draw_bars(axes: Any, plot: Bars) -> None:
         places = [place + offset for place in range(len(plot.groups))]
         bars = axes.bar(places, values, width * 0.92, label=name, color=_COLOURS[index])
         axes.bar_label(bars, fmt="%.3g", fontsize=7)
-    axes.set_xticks(range(len(plot.groups)), plot.groups)
+    names = [fill(group, 70 // len(plot.groups)) for group in plot.groups]
+    axes.set_xticks(range(len(plot.groups)), names)
     axes.set_ylabel(plot.unit)
     if plot.goal is not None:
         axes.axhline(plot.goal, color=_GOAL_COLOUR, linestyle="--", label="goal")

@@ -12,7 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from .cluster import KubeCluster, RefusedError
+from clustermesh.sandbox.kube.api import RefusedError
+
+from .cluster import KubeCluster
 
 _TIMEOUT: Final = 30.0  # seconds
 

@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import socket
-import ssl
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from clustermesh.sandbox.kube.programs import kube_assets
+from clustermesh.sandbox.kube.api import Api
 from clustermesh.sandbox.kube.control_plane import (
     API_PORT,
     CONTROLLERS,
@@ -37,6 +33,7 @@ from clustermesh.sandbox.kube.control_plane import (
     ControlPlane,
     client_certificate,
 )
+from clustermesh.sandbox.kube.programs import kube_assets
 
 _DEADLINE: Final = 60.0  # seconds until a server answers, on a machine that does other things
 _POLL: Final = 0.05  # seconds
@@ -44,14 +41,6 @@ _POLL: Final = 0.05  # seconds
 # A parent's death is that of the thread that forked. This one lives as long as we do, so that
 # nothing is left of a run that was killed, and nothing ends with a worker that started it.
 _parent: Final = ThreadPoolExecutor(1, thread_name_prefix="parent of servers")
-
-
-class RefusedError(Exception):
-    """What an API server answered instead of doing what it was told."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code: Final = code  # of HTTP
 
 
 class KubeCluster:
@@ -89,8 +78,7 @@ class KubeCluster:
             controllers,
         )
         self._authority = self._plane.prepare()
-        self._context = ssl.create_default_context(cafile=str(self._plane.ca))
-        self._context.load_cert_chain(*self._plane.admin)
+        self._api = Api(self._plane)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -130,7 +118,7 @@ class KubeCluster:
         """
         plane = self._plane
         self._start("etcd", plane.etcd(), self._etcd_answers)
-        self._start("kube-apiserver", plane.apiserver(), self._apiserver_answers)
+        self._start("kube-apiserver", plane.apiserver(), self._api.is_ready)
         if plane.controllers:
             self._start(
                 "kube-controller-manager", plane.controller_manager(), self._controllers_work
@@ -172,29 +160,11 @@ class KubeCluster:
             RefusedError: it does not do it; says why.
             OSError: it does not answer.
         """
-        request = urllib.request.Request(
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-        )
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        request.add_header("Content-Type", kind)
-        try:
-            with urllib.request.urlopen(request, context=self._context, timeout=_DEADLINE) as ok:
-                return json.load(ok)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise RefusedError(error.code, _message(error.read())) from None
+        return self._api.call(method, path, body)
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
-        try:
-            self.call("GET", path)
-        except RefusedError as error:
-            if error.code != HTTPStatus.NOT_FOUND:
-                raise
-            return False
-        return True
+        return self._api.exists(path)
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """
@@ -203,7 +173,7 @@ class KubeCluster:
         Raises:
             RuntimeError: it failed, with its reason.
         """
-        return self._run("kubectl", arguments, stdin)
+        return self._api.run("kubectl", *arguments, stdin=stdin)
 
     def helm(self, *arguments: str, version: int = 4) -> str:
         """
@@ -212,7 +182,7 @@ class KubeCluster:
         Raises:
             RuntimeError: it failed, with its reason.
         """
-        return self._run(f"helm{version}", arguments)
+        return self._api.run(f"helm{version}", *arguments)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as failing:
@@ -228,20 +198,6 @@ class KubeCluster:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _run(self, program: str, arguments: Sequence[str], stdin: str = "") -> str:
-        home = self._plane.directory  # for what they cache, away from the user's own
-        ran = subprocess.run(
-            [str(self._plane.programs / program), *arguments],
-            input=stdin,
-            env={**os.environ, "HOME": str(home), "KUBECONFIG": str(self.kubeconfig)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ran.returncode != 0:
-            raise RuntimeError(f"{program} {' '.join(arguments)}: {ran.stderr.strip()}")
-        return ran.stdout
 
     def _start(self, name: str, command: Sequence[str], answers: Callable[[], bool]) -> None:
         if name in self._running:
@@ -272,17 +228,6 @@ class KubeCluster:
             return bool(self._etcd("range", {"key": "AA=="}))
         return False
 
-    def _apiserver_answers(self) -> bool:
-        ready = f"{self.url}/readyz"  # RBAC's own roles are there, among other things
-        try:
-            with urllib.request.urlopen(ready, context=self._context, timeout=1):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-        except OSError:
-            pass
-        return False
-
     def _controllers_work(self) -> bool:
         # The account is that controller's first work; without it there is nothing to wait for.
         if "serviceaccount-controller" not in self._plane.controllers:
@@ -294,13 +239,6 @@ class KubeCluster:
         url = f"{self._plane.etcd_url}/v3/kv/{verb}"
         with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=10) as answer:
             return json.load(answer)
-
-
-def _message(body: bytes) -> str:
-    """What a `Status` says; of a path that it does not know, the API server says it without one."""
-    with contextlib.suppress(ValueError):
-        return str(json.loads(body)["message"])
-    return body.decode(errors="replace").strip()
 
 
 def _own_address() -> IPv4Address:

@@ -14,10 +14,10 @@ from uuid import uuid4
 
 import pytest
 
+from clustermesh.sandbox.kube.programs import UnavailableError, kube_assets
 from clustermesh.tests.etcd_server import own_etcd_server
 from e2e.mesh import eventually
 
-from clustermesh.sandbox.kube.programs import UnavailableError, kube_assets
 from .cluster import KubeCluster
 from .release import Release
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from clustermesh.sandbox.kube.api import RefusedError
 from clustermesh.sandbox.process import Process, is_running
 from e2e.mesh import eventually
 
-from .cluster import KubeCluster, RefusedError
+from .cluster import KubeCluster
 from .conftest import NewKube
 
 

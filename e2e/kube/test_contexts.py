@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import os
+import json
 import subprocess
 import sys
+import tarfile
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import pytest
 import yaml
 
+from e2e.mesh import eventually
+
 from .cluster import KubeCluster
-
-pytestmark = pytest.mark.xdist_group("contexts")
-
-_NAMESPACE: Final = "kube-system"
-
-
-class Said(NamedTuple):
-    """What a command printed."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Contexts:
-    """Clusters, and the kubeconfig of one who may do everything in all of them."""
-
-    def __init__(self, directory: Path, programs: Path, clusters: list[KubeCluster]) -> None:
-        self.clusters: Final = {cluster.name: cluster for cluster in clusters}
-        self.directory: Final = directory
-        self._kubeconfig = directory / "kubeconfig"
-        self._helm = programs / "helm4"
-        configs = [yaml.safe_load(cluster.kubeconfig.read_text()) for cluster in clusters]
-        kinds = ("clusters", "users", "contexts")
-        merged = {kind: [entry for one in configs for entry in one[kind]] for kind in kinds}
-        self._kubeconfig.write_text(yaml.safe_dump(merged))
-
-    def run(self, *words: str, helm: str = "") -> Said:
-        """`clustermesh WORDS…`."""
-        ran = subprocess.run(
-            [sys.executable, "-c", "from clustermesh.cli.main import main; main()", *words],
-            env={
-                **os.environ,
-                "KUBECONFIG": str(self._kubeconfig),
-                "CLUSTERMESH_HELM": helm or str(self._helm),
-                "HOME": str(self._kubeconfig.parent),
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Said(ran.returncode, ran.stdout, ran.stderr)
-
-    def install(self, name: str, number: int, *flags: str) -> Said:
-        """Install into the context of that name."""
-        return self.run(
-            "install",
-            f"--context={name}",
-            f"--cluster-name={name}",
-            f"--cluster-id={number}",
-            *flags,
-        )
-
-    def connect(self, *flags: str, helm: str = "") -> Said:
-        """Connect east with west."""
-        both = ("--context=east", "--destination-context=west")
-        return self.run("connect", *both, *flags, helm=helm)
-
-    def disconnect(self) -> Said:
-        """Disconnect east from west."""
-        return self.run("disconnect", "--context=east", "--destination-context=west")
-
-    def apiserver(self, name: str) -> Any:
-        """The template of the apiserver's pods: they are replaced when it changes."""
-        path = f"/apis/apps/v1/namespaces/{_NAMESPACE}/deployments/clustermesh-apiserver"
-        return self.clusters[name].call("GET", path)["spec"]["template"]
-
-    def get(self, name: str, path: str) -> Any:
-        """An object in the namespace of the installation; None without it."""
-        whole = f"/api/v1/namespaces/{_NAMESPACE}/{path}"
-        cluster = self.clusters[name]
-        return cluster.call("GET", whole) if cluster.exists(whole) else None
-
-    def version(self, name: str, path: str) -> str | None:
-        """What changes whenever the object does."""
-        found = self.get(name, path)
-        return found and str(found["metadata"]["resourceVersion"])
-
+from .contexts import NAMESPACE, Contexts, Daemons
 
 _NODES: Final = {"east": ("10.1.0.0/24", "192.0.2.1"), "west": ("10.2.0.0/24", "192.0.2.2")}
 
@@ -116,10 +42,10 @@ def contexts(
         put_node(cluster, "node1", *_NODES[cluster.name])
     yield Contexts(tmp_path, kube_programs, clusters)
     for cluster in clusters:
-        if cluster.helm("list", "--namespace", _NAMESPACE, "--all", "--short", version=3):
-            cluster.helm("uninstall", "clustermesh", "--namespace", _NAMESPACE)
+        if cluster.helm("list", "--namespace", NAMESPACE, "--all", "--short", version=3):
+            cluster.helm("uninstall", "clustermesh", "--namespace", NAMESPACE)
         for name in ("secrets/clustermesh-clusters", "configmaps/clustermesh-ca-bundle"):
-            path = f"/api/v1/namespaces/{_NAMESPACE}/{name}"
+            path = f"/api/v1/namespaces/{NAMESPACE}/{name}"
             if cluster.exists(path):
                 cluster.call("DELETE", path)
 
@@ -155,7 +81,7 @@ def test_two_clusters_of_one_ca_are_connected_and_disconnected(contexts: Context
     assert "trust" not in said.out
 
     clusters = "secrets/clustermesh-clusters"
-    file = yaml.safe_load(base64.b64decode(contexts.get("east", clusters)["data"]["west"]))
+    file = yaml.safe_load(b64decode(contexts.get("east", clusters)["data"]["west"]))
     assert file == {
         "endpoints": ["https://192.0.2.2:32379"],
         "server-name": "west.mesh.cilium.io",
@@ -211,9 +137,11 @@ def test_clusters_of_two_cas_trust_each_other_even_if_it_breaks_in_the_middle(
         for name in ("east", "west")
     ]
     assert [bundle.count("BEGIN CERTIFICATE") for bundle in bundles] == [2, 2]
-    assert set(bundles[0].split("-----END")) == set(bundles[1].split("-----END"))
+    assert sorted(bundles[0].splitlines()) == sorted(bundles[1].splitlines())
     for name in ("east", "west"):
         assert "clustermesh-ca-bundle" in str(contexts.apiserver(name)["spec"]["volumes"])
+    assert "nothing is to be changed" in contexts.connect(helm=program).out
+    assert contexts.install("east", 1, f"--helm={program}").code == 0  # keeps what is set
     assert "nothing is to be changed" in contexts.connect(helm=program).out
 
 
@@ -259,6 +187,15 @@ def test_one_sided_connections_leave_the_other_side_to_its_administrator(
     assert "left to do" not in contexts.connect("--connection-mode=unicast").out
 
 
+def test_a_cluster_that_is_gone_is_disconnected_by_its_name(contexts: Contexts) -> None:
+    assert contexts.install("east", 1).code == 0
+    assert contexts.install("west", 2, "--inherit-ca=east").code == 0
+    assert contexts.connect().code == 0
+    said = contexts.run("disconnect", "--context=east", "--destination-cluster=west")
+    assert (said.code, said.out) == (0, "east: disconnect from west\n")
+    assert "data" not in contexts.get("east", "secrets/clustermesh-clusters")
+
+
 def test_what_is_not_there_is_said_with_what_to_do(contexts: Contexts) -> None:
     said = contexts.connect()
     assert said.code == 1
@@ -282,3 +219,129 @@ def test_a_cluster_is_exposed_and_taken_out_of_the_mesh(contexts: Contexts) -> N
     assert "east: disconnected from west\n" in said.out
     assert contexts.get("east", "secrets/clustermesh-clusters") is None
     assert contexts.get("east", "services/clustermesh-apiserver")["spec"]["type"] == "ClusterIP"
+
+
+# The way to a peer
+
+
+@pytest.fixture
+def west(contexts: Contexts, tmp_path: Path) -> Iterator[Daemons]:
+    """An etcd of west that lets east in, at an address that is in no certificate."""
+    assert contexts.install("east", 1).code == 0
+    assert contexts.install("west", 2, "--inherit-ca=east").code == 0
+    with Daemons(contexts, "west", tmp_path) as west:
+        (west.clusters / "east").touch()
+        west.start_apiserver(2)
+        yield west
+
+
+def test_the_way_to_a_peer_is_tried_step_by_step(contexts: Contexts, west: Daemons) -> None:
+    said = contexts.connect("--connection-mode=unicast", f"--endpoint=west={west.endpoint}")
+    assert said.code == 0
+    assert "cannot be reached from this machine" not in said.out
+    said = contexts.run("troubleshoot", "--context=east")
+    steps = [line.split() for line in said.out.splitlines()]
+    assert (said.code, said.err) == (0, "")
+    assert [step[:2] for step in steps[2:]] == [
+        ["west"],
+        ["ok", "file"],
+        ["endpoint", f"https://{west.endpoint}"],
+        ["ok", "name"],
+        ["ok", "tcp"],
+        ["ok", "tls"],
+        ["ok", "login"],
+        ["ok", "cluster-config"],
+        ["ok", "canaries"],
+        ["ok", "heartbeat"],
+        ["etcd", "version"],
+    ]
+    assert "as west.mesh.cilium.io" in said.out
+    assert "as remote-east" in said.out
+    assert "id 2, 255 clusters at most" in said.out
+
+
+def test_a_peer_that_does_not_know_us_is_found_out(contexts: Contexts, west: Daemons) -> None:
+    flags = ("--connection-mode=unicast", f"--endpoint=west={west.endpoint}")
+    assert contexts.connect(*flags).code == 0
+    (west.clusters / "east").unlink()
+
+    def is_refused() -> bool:
+        return "FAIL  login" in contexts.run("troubleshoot", "--context=east").out
+
+    eventually("east's user is gone", is_refused)
+    said = contexts.run("troubleshoot", "--context=east")
+    assert said.code == 1
+    assert "user remote-east may not read" in said.out
+    assert "is it connected with us? its apiserver makes the user" in said.out
+
+
+def test_a_peer_of_another_ca_is_found_out_with_both_certificates(
+    contexts: Contexts, west: Daemons
+) -> None:
+    assert (
+        contexts.connect("--connection-mode=unicast", f"--endpoint=west={west.endpoint}").code == 0
+    )
+    contexts.clusters["east"].helm("uninstall", "clustermesh", "--namespace", NAMESPACE)
+    assert contexts.install("east", 1).code == 0  # with a CA of its own
+    said = contexts.run("troubleshoot", "--context=east", "--peer=west")
+    assert said.code == 1
+    assert "FAIL  tls             the server's certificate is by a CA" in said.out
+    details = said.out.partition("FAIL  tls")[2]
+    for words in ("theirs: clustermesh-apiserver.cilium.io", "ours: remote-east", "trusted: "):
+        assert words in details
+    assert "login" not in details
+
+
+def test_a_dump_has_all_but_secrets(contexts: Contexts, tmp_path: Path) -> None:
+    assert contexts.install("east", 1).code == 0
+    target = tmp_path / "dump.tar.gz"
+    said = contexts.run("sysdump", "--context=east", f"--file={target}")
+    assert (said.code, said.err) == (0, "")
+    with tarfile.open(target) as archive:
+        files = {
+            name.partition("/")[2]: content.read()
+            for name in archive.getnames()
+            if (content := archive.extractfile(name)) is not None
+        }
+    assert files["failures.txt"] == b""
+    inside = f"east/{NAMESPACE}"
+    assert {f"{inside}/deployments.json", f"{inside}/configmaps.json", "east/nodes.json"} <= (
+        files.keys()
+    )
+    secrets = json.loads(files[f"{inside}/secrets.json"])["items"]
+    assert "clustermesh-ca" in {secret["metadata"]["name"] for secret in secrets}
+    key = contexts.get("east", "secrets/clustermesh-ca")["data"]["ca.key"].encode()
+    assert not any(key in content or b64decode(key) in content for content in files.values())
+
+
+# Whole clusters at a glance
+
+
+def test_status_asks_daemons_through_the_api_server(kube_programs: Path, tmp_path: Path) -> None:
+    """In a network of its own: API servers pass nothing on to pods on loopback addresses."""
+    script = 'ip link set lo up && ip address add 198.51.100.1/32 dev lo && exec "$@"'
+    command = [sys.executable, "-m", "e2e.kube.glance", str(tmp_path)]
+    ran = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script, "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    well, alone, table = ran.stdout.split("---\n")
+    (cluster,) = json.loads(well)["clusters"]
+    assert cluster["troubles"] == []
+    assert (cluster["apiservers_ready"], cluster["agents_ready"]) == (1, 1)
+    assert cluster["tables"]["nodes"] == 1
+    (cluster,) = json.loads(alone)["clusters"]
+    (peer,) = cluster["peers"]
+    assert (peer["name"], peer["ready"], peer["agents"]) == ("west", 0, 1)
+    assert "node1: " in peer["last_failure"]
+    assert "connection refused" in peer["last_failure"]
+    (trouble,) = cluster["troubles"]
+    assert trouble.startswith("node1: west is ")
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert lines[0] == "east (id 1), context east, version 0.1.0"
+    assert lines[1].startswith("apiservers 1 of 1 ready")
+    assert lines[2] == "agents 1 of 1 ready"
+    assert lines[4].startswith("west - 0 of 1 0 0 0 0 node1: ")

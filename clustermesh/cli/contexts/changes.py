@@ -10,7 +10,7 @@ from clustermesh.errors import UserError
 from clustermesh.kube import ConflictError, Kube, Resource
 
 from .helm import Helm, chart_version
-from .installation import (
+from .objects import (
     BUNDLE,
     BUNDLE_READ,
     CLUSTERS,
@@ -68,14 +68,7 @@ async def _trust(
         "tls": {"caBundle": {"enabled": True, "name": BUNDLE, "key": "ca.crt"}},
         "clustermesh": {"apiserver": {"podAnnotations": {BUNDLE_READ: bundle_hash(pem)}}},
     }
-    await asyncio.to_thread(
-        helm.upgrade,
-        cluster.release,
-        cluster.namespace,
-        values,
-        chart=chart,
-        arguments=["--reuse-values"],
-    )
+    await asyncio.to_thread(helm.upgrade, cluster.release, cluster.namespace, values, chart=chart)
 
 
 async def _put(

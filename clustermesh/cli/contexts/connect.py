@@ -15,6 +15,7 @@ from clustermesh.errors import UserError
 from clustermesh.etcd.config import read_config
 from clustermesh.etcd.probe import probe_endpoint
 from clustermesh.kube import Kube, KubeError
+from clustermesh.model import ClusterName, parse_cluster_name
 from clustermesh.settings import CommaSeparated
 
 from .changes import check_helm, make
@@ -25,6 +26,7 @@ from .layout import laid_out
 from .options import Chart, Flag, HelmProgram, Kubeconfig, Namespace, parse_endpoints, run
 from .plan import (
     Change,
+    Disconnect,
     Link,
     Mode,
     Trust,
@@ -78,7 +80,8 @@ def connect(
 def disconnect(
     *,
     context: str,
-    destination_context: _Destinations,
+    destination_context: _Destinations = (),
+    destination_cluster: CommaSeparated = (),
     connection_mode: Mode = "bidirectional",
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
@@ -91,15 +94,21 @@ def disconnect(
     ----------
     context
         Context of the cluster that is disconnected.
+    destination_cluster
+        Names of others that cannot be asked any more, in place of contexts: only the cluster of
+        --context is changed.
     connection_mode
         bidirectional: from each destination, both ways. mesh: all from all. unicast: only the
         cluster of --context is changed.
     dry_run
         Say what would be done.
     """
-    unwanted = links(context, _others(context, destination_context), connection_mode)
+    names = list(map(parse_cluster_name, destination_cluster))
+    unwanted = []
+    if destination_context or not names:
+        unwanted = links(context, _others(context, destination_context), connection_mode)
     release = _Release(kubeconfig, "", None)
-    run(_disconnect(unwanted, namespace, release, dry_run=dry_run))
+    run(_disconnect(context, unwanted, names, namespace, release, dry_run=dry_run))
 
 
 class _Release(NamedTuple):
@@ -118,7 +127,7 @@ def _others(context: str, destinations: Sequence[str]) -> list[str]:
     if context in others:
         raise UserError(f"{context} cannot be connected with itself", hint="name the others only")
     if not others:
-        raise UserError("connect with whom?", hint="say --destination-context CONTEXT")
+        raise UserError("no other cluster is named", hint="say --destination-context CONTEXT")
     return others
 
 
@@ -142,6 +151,8 @@ async def _connect(
         await _make(changes, clusters, kubes, release, dry_run=dry_run)
         for text in left_to_do(clusters, wanted):
             print(f"left to do: {text}")
+        if any(isinstance(change, Trust) for change in changes):
+            print("if you keep values of helm in files: add tls.caBundle.enabled=true to them")
         if changes and not dry_run:
             flags = " ".join(f"--context {cluster.context}" for cluster in clusters)
             print("nodes hear of it within two minutes; see that all is well:")
@@ -149,9 +160,16 @@ async def _connect(
 
 
 async def _disconnect(
-    unwanted: Sequence[Link], namespace: str | None, release: _Release, *, dry_run: bool
+    context: str,
+    unwanted: Sequence[Link],
+    names: Sequence[ClusterName],
+    namespace: str | None,
+    release: _Release,
+    *,
+    dry_run: bool,
 ) -> None:
-    async with opened(release.kubeconfig, _contexts(unwanted)) as kubes:
+    contexts = dict.fromkeys([context, *_contexts(unwanted)])
+    async with opened(release.kubeconfig, contexts) as kubes:
         clusters = await read_clusters(kubes, namespace, {})
         _report(
             Finding(
@@ -161,7 +179,9 @@ async def _disconnect(
             for cluster in clusters
             if cluster.peers_by_chart
         )
-        changes = list(disconnecting(clusters, unwanted))
+        changes: list[Change] = list(disconnecting(clusters, unwanted))
+        peers = next(cluster.peers for cluster in clusters if cluster.context == context)
+        changes += (Disconnect(context, name) for name in names if name in peers)
         await _make(changes, clusters, kubes, release, dry_run=dry_run)
 
 

@@ -35,14 +35,15 @@ class Helm(NamedTuple):
         arguments: Sequence[str] = (),
     ) -> str:
         """
-        `helm upgrade RELEASE CHART`, with these values, and return what it says.
+        `helm upgrade RELEASE CHART`, and return what it says.
 
-        They go through a pipe: there may be private keys among them.
+        The values come on top of those that were set before, and go through a pipe: there may be
+        private keys among them.
 
         Raises:
             UserError: there is no helm, or it failed; with its reason.
         """
-        where = ["--namespace", namespace]
+        where = ["--namespace", namespace, "--reset-then-reuse-values"]
         where += ["--kube-context", self.context] if self.context else []
         where += ["--kubeconfig", str(self.kubeconfig)] if self.kubeconfig else []
         command = [self.program, "upgrade", release, chart or find_chart(), *where, *arguments]

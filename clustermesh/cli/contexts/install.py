@@ -20,18 +20,8 @@ from clustermesh.settings import CommaSeparated
 
 from .connect import opened
 from .helm import Helm
-from .installation import (
-    CLUSTERS,
-    DEPLOYMENTS,
-    SECRETS,
-    Workload,
-    find_apiserver,
-    items,
-    open_kube,
-    read_cluster,
-    read_data,
-    selector,
-)
+from .installation import find_apiserver, open_kube, read_cluster
+from .objects import CLUSTERS, DEPLOYMENTS, SECRETS, Workload, items, read_data, selector
 from .options import Chart, Context, Flag, HelmProgram, Kubeconfig, Namespace, run
 
 _ServiceType = Literal["NodePort", "LoadBalancer", "ClusterIP"]
@@ -62,7 +52,7 @@ def install(
     server_name: _Names = (),
     set_: _Set = (),
     values: _Values = (),
-    max_connected_clusters: Literal[255, 511] = 255,
+    max_connected_clusters: Literal[255, 511] | None = None,
     wait: Annotated[bool, Flag] = False,
     dry_run: Annotated[bool, Flag] = False,
     kubeconfig: Kubeconfig = None,
@@ -71,6 +61,8 @@ def install(
 ) -> None:
     """
     Install clustermesh into a cluster, or upgrade it: `helm upgrade --install` with the chart.
+
+    What was set before stays set, unless it is set anew.
 
     Parameters
     ----------
@@ -85,19 +77,20 @@ def install(
     service_type
         How other clusters reach the etcd; the chart's default is NodePort.
     max_connected_clusters
-        How many clusters the mesh may have; the same in all of them.
+        How many clusters the mesh may have; the same in all of them. The default is 255.
     wait
         Wait until everything runs, five minutes at most.
     dry_run
         Have the API server check it all, and change nothing.
     """
     name = parse_cluster_name(cluster_name)
-    parse_cluster_id(cluster_id, max_connected_clusters)
+    parse_cluster_id(cluster_id, max_connected_clusters or 511)  # the chart knows the default
     wanted: dict[str, Any] = {
         "cluster": {"name": name, "id": cluster_id},
-        "clustermesh": {"maxConnectedClusters": max_connected_clusters, "apiserver": {}},
+        "clustermesh": {"apiserver": _reachable(service_type, server_name)},
     }
-    wanted["clustermesh"]["apiserver"] = _reachable(service_type, server_name)
+    if max_connected_clusters:
+        wanted["clustermesh"]["maxConnectedClusters"] = max_connected_clusters
     run(_check_upgrade(kubeconfig, context, namespace, name, cluster_id))
     if inherit_ca:
         wanted["tls"] = {"ca": run(_read_ca(kubeconfig, inherit_ca))}
@@ -190,7 +183,7 @@ async def _upgrade(
         found = await find_apiserver(kube, helm.context or "the current context", namespace)
     release = found.metadata.labels.get("app.kubernetes.io/instance", "clustermesh")
     there = found.metadata.namespace
-    helm.upgrade(release, there, changed, chart=chart, arguments=["--reuse-values", *arguments])
+    helm.upgrade(release, there, changed, chart=chart, arguments=arguments)
     print(f"release {there}/{release}: upgraded")
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 import yaml
@@ -18,178 +16,41 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.ca import common_name, is_issued_by
 from clustermesh.errors import UserError
-from clustermesh.kube import Kube, KubeError, NotFoundError, Resource, read_kubeconfig
+from clustermesh.kube import Kube, KubeError, NotFoundError, read_kubeconfig
 from clustermesh.model import IPNetwork, parse_cluster_name
 from clustermesh.settings import TcpAddress
 
+from .objects import (
+    APISERVER,
+    BUNDLE,
+    BUNDLE_READ,
+    CLUSTERS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    MANAGED_BY,
+    NODES,
+    OURS,
+    REMOTE_CERT,
+    SECRETS,
+    SERVER_CERT,
+    SERVICE_CIDRS,
+    SERVICES,
+    Data,
+    Node,
+    Service,
+    ServiceCidr,
+    Settings,
+    Workload,
+    items,
+    read_data,
+    selector,
+)
 from .plan import bundle_hash, peers_of
 from .rows import Authority, ClusterRow, NodeRow
-
-T = TypeVar("T")
-
-SECRETS: Final = Resource("v1", "secrets")
-CONFIG_MAPS: Final = Resource("v1", "configmaps")
-SERVICES: Final = Resource("v1", "services")
-PODS: Final = Resource("v1", "pods")
-NODES: Final = Resource("v1", "nodes")
-DEPLOYMENTS: Final = Resource("apps/v1", "deployments")
-DAEMON_SETS: Final = Resource("apps/v1", "daemonsets")
-SERVICE_CIDRS: Final = Resource("networking.k8s.io/v1", "servicecidrs")
-
-# STABLE API: the names and labels that the chart gives.
-APISERVER: Final = "clustermesh-apiserver"
-AGENT: Final = "clustermesh-agent"
-CLUSTERS: Final = "clustermesh-clusters"
-BUNDLE: Final = "clustermesh-ca-bundle"
-SERVER_CERT: Final = "clustermesh-apiserver-server-cert"
-REMOTE_CERT: Final = "clustermesh-apiserver-remote-cert"
-BUNDLE_READ: Final = "clustermesh.io/ca-bundle"
-"""Annotation of the apiserver's pods: the hash of the bundle that they were started with."""
-MANAGED_BY: Final = "app.kubernetes.io/managed-by"
-OURS: Final = "clustermesh"
-_LABELS: Final = "app.kubernetes.io/name=clustermesh,app.kubernetes.io/component="
 
 _ETCD_PORT: Final = 2379
 _NODES_DIALLED: Final = 5
 """Nodes that a NodePort is dialled at: enough to outlive some of them."""
-
-
-class Metadata(msgspec.Struct, frozen=True, rename="camel"):
-    """Of any object."""
-
-    name: str = ""
-    namespace: str = ""
-    labels: Mapping[str, str] = {}
-    annotations: Mapping[str, str] = {}
-    creation_timestamp: datetime | None = None
-
-
-class Data(msgspec.Struct, frozen=True):
-    """A ConfigMap, or a Secret, whose values are base64."""
-
-    metadata: Metadata = Metadata()
-    data: Mapping[str, str] = {}
-
-    def decoded(self) -> dict[str, bytes]:
-        """What a Secret holds."""
-        return {key: base64.b64decode(text) for key, text in self.data.items()}
-
-
-class _Source(msgspec.Struct, frozen=True, rename="camel"):
-    config_map: Metadata | None = None
-
-
-class _Projected(msgspec.Struct, frozen=True):
-    sources: list[_Source] = []
-
-
-class _Volume(msgspec.Struct, frozen=True):
-    projected: _Projected = _Projected()
-
-
-class _PodSpec(msgspec.Struct, frozen=True):
-    volumes: list[_Volume] = []
-
-
-class _Template(msgspec.Struct, frozen=True):
-    metadata: Metadata = Metadata()
-    spec: _PodSpec = _PodSpec()
-
-
-class _WorkloadSpec(msgspec.Struct, frozen=True):
-    replicas: int = 1
-    template: _Template = _Template()
-
-
-class _WorkloadStatus(msgspec.Struct, frozen=True, rename="camel"):
-    ready_replicas: int = 0
-    number_ready: int = 0
-    desired_number_scheduled: int = 0
-
-
-class Workload(msgspec.Struct, frozen=True):
-    """A Deployment or a DaemonSet."""
-
-    metadata: Metadata = Metadata()
-    spec: _WorkloadSpec = _WorkloadSpec()
-    status: _WorkloadStatus = _WorkloadStatus()
-
-
-class _ServicePort(msgspec.Struct, frozen=True, rename="camel"):
-    port: int = 0
-    node_port: int = 0
-
-
-class _ServiceSpec(msgspec.Struct, frozen=True, rename="camel"):
-    type: str = ""
-    cluster_ips: list[str] = msgspec.field(name="clusterIPs", default_factory=list)
-    ports: list[_ServicePort] = []
-
-
-class _Ingress(msgspec.Struct, frozen=True):
-    ip: str = ""
-    hostname: str = ""
-
-
-class _LoadBalancer(msgspec.Struct, frozen=True):
-    ingress: list[_Ingress] = []
-
-
-class _ServiceStatus(msgspec.Struct, frozen=True, rename="camel"):
-    load_balancer: _LoadBalancer = _LoadBalancer()
-
-
-class Service(msgspec.Struct, frozen=True):
-    """How the etcd of a cluster is reached."""
-
-    spec: _ServiceSpec = _ServiceSpec()
-    status: _ServiceStatus = _ServiceStatus()
-
-
-class _Address(msgspec.Struct, frozen=True):
-    type: str
-    address: str
-
-
-class _Condition(msgspec.Struct, frozen=True):
-    type: str
-    status: str
-
-
-class _NodeSpec(msgspec.Struct, frozen=True):
-    pod_cidrs: list[str] = msgspec.field(name="podCIDRs", default_factory=list)
-
-
-class _NodeStatus(msgspec.Struct, frozen=True):
-    addresses: list[_Address] = []
-    conditions: list[_Condition] = []
-
-
-class _Node(msgspec.Struct, frozen=True):
-    metadata: Metadata = Metadata()
-    spec: _NodeSpec = _NodeSpec()
-    status: _NodeStatus = _NodeStatus()
-
-
-class _ServiceCidrSpec(msgspec.Struct, frozen=True):
-    cidrs: list[str] = []
-
-
-class _ServiceCidr(msgspec.Struct, frozen=True):
-    spec: _ServiceCidrSpec = _ServiceCidrSpec()
-
-
-class Settings(msgspec.Struct, frozen=True, rename="kebab"):
-    """What one needs to know of the daemons' settings."""
-
-    cluster_name: str
-    cluster_id: int
-    max_connected_clusters: int = 255
-    routing: str = "tunnel"
-
-
-class _List(msgspec.Struct, frozen=True):
-    items: list[msgspec.Raw] | None = None
 
 
 class Login(NamedTuple):
@@ -208,21 +69,6 @@ def open_kube(kubeconfig: Path | None, context: str | None) -> Kube:
         UserError: there is no such context, or it makes no sense.
     """
     return Kube(read_kubeconfig((kubeconfig,) if kubeconfig else (), context))
-
-
-async def items(
-    kube: Kube, resource: Resource, type_: type[T], *, namespace: str = "", labels: str = ""
-) -> list[T]:
-    """The objects of a kind that have these labels, in a namespace or everywhere."""
-    query = {"labelSelector": labels} if labels else {}
-    text = await kube.fetch(resource.path(namespace=namespace), **query)
-    found = msgspec.json.decode(text, type=_List).items or []
-    return [msgspec.json.decode(item, type=type_) for item in found]
-
-
-def selector(component: str) -> str:
-    """The labels of a component's objects and pods: apiserver, agent."""
-    return _LABELS + component
 
 
 async def find_apiserver(kube: Kube, context: str, namespace: str | None) -> Workload:
@@ -273,7 +119,7 @@ async def read_cluster(kube: Kube, context: str, namespace: str | None) -> Clust
             hint="certificates may not have been made yet: kubectl get pods,jobs",
         ) from error
     nodes, cidrs, clusters, bundle = await asyncio.gather(
-        items(kube, NODES, _Node),
+        items(kube, NODES, Node),
         _service_cidrs(kube),
         read_data(kube, SECRETS, CLUSTERS, there),
         read_data(kube, CONFIG_MAPS, _bundle_name(deployment) or BUNDLE, there),
@@ -282,7 +128,7 @@ async def read_cluster(kube: Kube, context: str, namespace: str | None) -> Clust
     node_rows = tuple(sorted(map(_node_row, nodes)))
     certificate = _certificates(context, SERVER_CERT, server.decoded()["tls.crt"])[0]
     own = _authorities(context, SERVER_CERT, server.decoded()["ca.crt"])
-    reached, why_not = _endpoints(service, node_rows)
+    reached, why_not = endpoints_of(service, node_rows)
     pem = bundle.data.get("ca.crt", "")
     trusted = _authorities(context, BUNDLE, pem.encode()) if pem else own
     return ClusterRow(
@@ -309,14 +155,6 @@ async def read_cluster(kube: Kube, context: str, namespace: str | None) -> Clust
     )
 
 
-async def read_data(kube: Kube, resource: Resource, name: str, namespace: str) -> Data:
-    """A ConfigMap or Secret; an empty one when there is none."""
-    try:
-        return await kube.get(resource, name, Data, namespace=namespace)
-    except NotFoundError:
-        return Data()
-
-
 async def read_login(kube: Kube, cluster: ClusterRow) -> Login:
     """What the agents of a cluster show to others."""
     secret = await kube.get(SECRETS, REMOTE_CERT, Data, namespace=cluster.namespace)
@@ -327,7 +165,7 @@ async def read_login(kube: Kube, cluster: ClusterRow) -> Login:
 
 async def _service_cidrs(kube: Kube) -> tuple[IPNetwork, ...]:
     try:
-        found = await items(kube, SERVICE_CIDRS, _ServiceCidr)
+        found = await items(kube, SERVICE_CIDRS, ServiceCidr)
     except KubeError:  # a kind that is newer than some servers; and it only makes a warning
         return ()
     return tuple(ip_network(text) for one in found for text in one.spec.cidrs)
@@ -349,7 +187,7 @@ def read_settings(context: str, config: Data) -> Settings:
         ) from None
 
 
-def _node_row(node: _Node) -> NodeRow:
+def _node_row(node: Node) -> NodeRow:
     addresses = (a.address for a in node.status.addresses if a.type == "InternalIP")
     ready = any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
     return NodeRow(
@@ -360,7 +198,7 @@ def _node_row(node: _Node) -> NodeRow:
     )
 
 
-def _endpoints(service: Service, nodes: Sequence[NodeRow]) -> tuple[tuple[str, ...], str]:
+def endpoints_of(service: Service, nodes: Sequence[NodeRow]) -> tuple[tuple[str, ...], str]:
     """Where others reach the etcd; or nowhere, and why."""
     spec = service.spec
     node_port = next((port.node_port for port in spec.ports if port.node_port), 0)

@@ -46,6 +46,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     apiservers: int = 0
     agents_ready: int = 0
     agents: int = 0
+    leader: str = ""  # the pod of the apiserver that gives identities; empty: not known
     tables: Mapping[str, int] = {}  # rows of what the cluster itself shares
     peers: list[PeerView] = []
     troubles: list[str] = []  # empty: all is well
@@ -81,6 +82,7 @@ def overview(seen: Seen) -> Overview:
         apiservers_ready=sum(status.ready for status in apiservers),
         agents=seen.agents,
         agents_ready=sum(status.ready for status in agents),
+        leader=next(filter(None, (s.source.leader_host for s in apiservers if s.source)), ""),
         tables=_tables(apiservers),
         peers=[_peer(name, seen) for name in _peer_names(seen.peers, agents)],
         troubles=[*_troubles(seen)],
@@ -181,6 +183,7 @@ def _few(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def facts(one: Overview) -> str:
-    """What a cluster shares, in words."""
+    """What a cluster shares, and who leads there, in words."""
     shared = (f"{rows} {name}" for name, rows in one.tables.items())
-    return ", ".join(shared) or "nothing is known of what it shares"
+    words = ", ".join(shared) or "nothing is known of what it shares"
+    return f"{words}, leader {one.leader}" if one.leader else words

@@ -18,7 +18,7 @@ from clustermesh.kube import Kube, KubeError
 from clustermesh.settings import TcpAddress, parse_address
 from clustermesh.status import DaemonStatus
 
-from .installation import PODS, Metadata, items, selector
+from .objects import PODS, Metadata, items, selector
 
 _AT_ONCE: Final = 16
 """Pods asked at the same time: a thousand agents must not make a thousand connections."""

@@ -15,18 +15,8 @@ from clustermesh.errors import UserError
 from clustermesh.kube import Kube, KubeError
 
 from .connect import opened
-from .installation import (
-    AGENT,
-    CLUSTERS,
-    CONFIG_MAPS,
-    DAEMON_SETS,
-    SECRETS,
-    Data,
-    Workload,
-    find_apiserver,
-    read_data,
-    read_settings,
-)
+from .installation import find_apiserver, read_settings
+from .objects import AGENT, CLUSTERS, CONFIG_MAPS, DAEMON_SETS, SECRETS, Data, Workload, read_data
 from .options import run
 from .overview import Overview, Seen, facts, overview
 from .plan import peers_of

@@ -6,7 +6,6 @@ login, what the cluster says of itself, whether it is complete, and its clock.
 from __future__ import annotations
 
 import asyncio
-import http.client
 import socket
 import ssl
 import time
@@ -15,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
@@ -166,10 +164,9 @@ async def _etcd(
         try:
             yield await _canaries(etcd, cluster, cached=is_cached)
             yield _clock(await etcd.get(kinds.HEARTBEAT.encode()))
+            yield Step("etcd", is_good=None, text=f"version {(await etcd.status()).version}")
         except EtcdError as error:
             yield Step("read", is_good=False, text=str(error))
-    version = await asyncio.to_thread(_version, config)
-    yield Step("etcd", is_good=None, text=version)
 
 
 def _user(config: EtcdConfig) -> str:
@@ -223,31 +220,3 @@ def _clock(beat: bytes | None) -> Step:
         text = f"{age:.0f} s ago: its apiserver is not running, or its clock is behind ours"
         return Step("heartbeat", is_good=False, text=text)
     return Step("heartbeat", is_good=True, text=f"{max(age, 0):.0f} s ago")
-
-
-class _Version(msgspec.Struct):
-    etcdserver: str
-
-
-def _version(config: EtcdConfig) -> str:
-    """The version of the etcd, as it says over HTTP. Blocks."""
-    (endpoint,) = config.endpoints
-    connection: http.client.HTTPConnection
-    try:
-        if endpoint.tls:
-            context = ssl.create_default_context(cafile=str(config.ca))
-            context.check_hostname = False  # it was checked a moment ago, by the name to expect
-            context.load_cert_chain(str(config.cert), str(config.key))
-            connection = http.client.HTTPSConnection(
-                endpoint.host, endpoint.port, timeout=_TIMEOUT, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=_TIMEOUT)
-        try:
-            connection.request("GET", "/version")
-            answer = msgspec.json.decode(connection.getresponse().read(), type=_Version)
-        finally:
-            connection.close()
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
-        return f"does not tell its version: {error}"
-    return f"version {answer.etcdserver}"

@@ -17,7 +17,8 @@ from clustermesh.files import replace_file
 from clustermesh.kube import Kube, KubeError, Resource
 
 from .connect import opened
-from .installation import (
+from .installation import find_apiserver
+from .objects import (
     CONFIG_MAPS,
     DAEMON_SETS,
     DEPLOYMENTS,
@@ -26,7 +27,6 @@ from .installation import (
     SECRETS,
     SERVICE_CIDRS,
     SERVICES,
-    find_apiserver,
 )
 from .options import Contexts, Kubeconfig, Namespace, run
 from .overview import overview

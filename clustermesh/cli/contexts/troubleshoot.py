@@ -13,8 +13,9 @@ from clustermesh.errors import UserError
 from clustermesh.model import ClusterName
 from clustermesh.settings import CommaSeparated
 
-from .installation import CLUSTERS, SECRETS, open_kube, read_cluster, read_data, read_login
+from .installation import open_kube, read_cluster, read_login
 from .layout import laid_out
+from .objects import CLUSTERS, SECRETS, read_data
 from .options import Kubeconfig, Namespace, run
 from .plan import peers_of
 from .steps import Step, steps

@@ -1,15 +1,15 @@
 """
 A control plane as files and command lines: what runs them is somebody else.
 
-`KubeCluster` runs them on loopback; a sandbox can run them in a network namespace. Nothing is run
-here: there are certificates to be written, and a command line for each of the three servers.
+A sandbox runs them in a network namespace, `e2e.kube.cluster` on loopback. Nothing is run here:
+there are certificates to be written, and a command line for each of the three servers.
 """
 
 from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -58,6 +58,7 @@ class ControlPlane:
     programs: Path  # as `kube_assets` gives it
     controllers: Sequence[str] = CONTROLLERS
     service_cidrs: Sequence[str] = ("10.96.0.0/16", "fd00:96::/112")
+    etcd_address: IPv4Address | None = None  # of its etcd; without it, the same
 
     @property
     def url(self) -> str:
@@ -67,7 +68,7 @@ class ControlPlane:
     @property
     def etcd_url(self) -> str:
         """Where its etcd answers, to anybody who can reach the address."""
-        return f"http://{self.address}:{ETCD_PORT}"
+        return f"http://{self.etcd_address or self.address}:{ETCD_PORT}"
 
     @property
     def ca(self) -> Path:
@@ -78,6 +79,21 @@ class ControlPlane:
     def kubeconfig(self) -> Path:
         """The administrator's credentials, in one file that needs no other."""
         return self.directory / "kubeconfig"
+
+    @property
+    def cache(self) -> Path:
+        """Where kubectl and helm may remember what the API server knows, and nobody else's."""
+        return self.directory / "cache"
+
+    @property
+    def helm(self) -> Path:
+        """A helm of that name, in a directory that has nothing else."""
+        return self.directory / "bin/helm"
+
+    @property
+    def account(self) -> Path:
+        """The credentials of a service account, if somebody has written them."""
+        return self.directory / "account.kubeconfig"
 
     @property
     def admin(self) -> tuple[Path, Path]:
@@ -99,10 +115,31 @@ class ControlPlane:
         files[self._service_account_key] = _key_pem(service_accounts)
         write_atomically({path: (pem, 0o600) for path, pem in files.items()})
         self.write_kubeconfig(self.kubeconfig, admin)
+        self.helm.parent.mkdir(exist_ok=True)
+        self.helm.unlink(missing_ok=True)
+        self.helm.symlink_to(self.programs / "helm4")
         return authority
 
-    def write_kubeconfig(self, path: Path, client: Pair) -> None:
-        """Write the credentials of one who is known by a certificate."""
+    def write_account(self, authority: Authority, namespace: str, name: str) -> None:
+        """Write credentials that stand for those that pods of a service account are given."""
+        group = "system:serviceaccounts"
+        user = f"system:serviceaccount:{namespace}:{name}"
+        client = client_certificate(authority, user, [group, f"{group}:{namespace}"])
+        self.write_kubeconfig(self.account, client, namespace)
+
+    def write_kubeconfig(self, path: Path, client: Pair, namespace: str = "default") -> None:
+        """Write the credentials of one who is known by a certificate, and works in a namespace."""
+        user = {
+            "client-certificate-data": _base64(_certificate_pem(client.certificate)),
+            "client-key-data": _base64(_key_pem(client.key)),
+        }
+        self._write_kubeconfig(path, user, namespace)
+
+    def write_token(self, path: Path, token: str, namespace: str) -> None:
+        """Write the credentials of one who is known by a token, and works in a namespace."""
+        self._write_kubeconfig(path, {"token": token}, namespace)
+
+    def _write_kubeconfig(self, path: Path, user: Mapping[str, str], namespace: str) -> None:
         ca = self.ca.read_bytes()
         config = {
             "apiVersion": "v1",
@@ -113,16 +150,13 @@ class ControlPlane:
                     "cluster": {"server": self.url, "certificate-authority-data": _base64(ca)},
                 }
             ],
-            "users": [
+            "users": [{"name": self.name, "user": dict(user)}],
+            "contexts": [
                 {
                     "name": self.name,
-                    "user": {
-                        "client-certificate-data": _base64(_certificate_pem(client.certificate)),
-                        "client-key-data": _base64(_key_pem(client.key)),
-                    },
+                    "context": {"cluster": self.name, "user": self.name, "namespace": namespace},
                 }
             ],
-            "contexts": [{"name": self.name, "context": {"cluster": self.name, "user": self.name}}],
             "current-context": self.name,
         }
         text = yaml.safe_dump(config, sort_keys=False)
@@ -130,7 +164,7 @@ class ControlPlane:
 
     def etcd(self) -> list[str]:
         """The command line of etcd."""
-        peer = f"http://{self.address}:{_ETCD_PEER_PORT}"
+        peer = f"http://{self.etcd_address or self.address}:{_ETCD_PEER_PORT}"
         flags = {
             "name": self.name,
             "data-dir": self.directory / "etcd",

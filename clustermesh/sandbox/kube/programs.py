@@ -70,7 +70,7 @@ def kube_assets() -> Path:
     directory = _directory()
     if not directory.is_dir():
         how = "make test-kube makes them once" if shutil.which("go") else _NO_GO
-        raise UnavailableError(f"no API server and helm to test against: {how}")
+        raise UnavailableError(f"there is no kube-apiserver to run here: {how}")
     return directory
 
 

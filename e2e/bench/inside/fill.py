@@ -20,7 +20,12 @@ from clustermesh.etcd import Etcd, Write, make_config
 from clustermesh.model import ClusterId, ClusterName, ObjectName, Port, Protocol, Service
 
 PORT: Final = Port(Protocol.TCP, 80)
-_ETCD: Final = "https://127.0.0.1:2379"
+ETCD: Final = "https://127.0.0.1:2379"
+
+
+def service_name(number: int) -> ObjectName:
+    """What the service of that number is called, in every cluster."""
+    return ObjectName("bench", f"service-{number}")
 
 
 def main() -> None:
@@ -45,7 +50,7 @@ async def _fill(options: argparse.Namespace) -> None:
         Write((prefix + kind.key(service.name)).encode(), kind.encode(service))
         for service in _services(options)
     ]
-    async with Etcd(make_config([_ETCD], *files, where="etcd")) as etcd:
+    async with Etcd(make_config([ETCD], *files, where="etcd")) as etcd:
         for outcome in await etcd.apply(writes):
             if outcome.error:
                 raise outcome.error
@@ -66,7 +71,7 @@ def _services(options: argparse.Namespace) -> Iterator[Service]:
         yield Service(
             cluster=ClusterName(options.cluster),
             cluster_id=ClusterId(options.id),
-            name=ObjectName("bench", f"service-{number}"),
+            name=service_name(number),
             frontends={ip_address(frontend) + number: ports} if frontend else {},
             backends=backends,
         )

@@ -1,9 +1,9 @@
-// What `e2e/kube/assets.py` builds the API server from that the tests run against.
+// What `programs.py` builds the API server from that sandboxes and tests run.
 //
 // k8s.io/kubernetes asks for its own parts at v0.0.0, which only a checkout of it has, and a
 // replacement counts in the main module only: hence this one. To move to another release, change
 // its number here (v1.X.Y and each v0.X.Y) and run `go mod tidy`.
-module clustermesh.io/e2e/kube
+module clustermesh.io/sandbox/kube
 
 go 1.26.0
 
