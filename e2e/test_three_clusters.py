@@ -44,11 +44,11 @@ def test_disconnecting_drains_that_cluster_only(mesh: Mesh) -> None:
         routes = mesh.run("cluster1/node1", "ip", "route", "show", "table", "all")
         assert "10.2.1.0/24" in routes
         assert "10.3.1.0/24" not in routes
-
-        cli("sandbox", "connect", "cluster1", "cluster3", "--name", mesh.name)
-        mesh.wait_for_backends("echo", cluster1=2, cluster2=2, cluster3=2)
     # What was taken away answered until it was: it went in order.
-    assert calls.report["failed"] == 0, calls.report
+    assert calls.report["errors"] == {}
+
+    cli("sandbox", "connect", "cluster1", "cluster3", "--name", mesh.name)
+    mesh.wait_for_backends("echo", cluster1=2, cluster2=2, cluster3=2)
 
 
 def _lacks(mesh: Mesh, table: str, cluster: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from agent.meshnode import keep_mesh_node
 from agent.settings import AgentSettings
 from clustermesh.daemon import Daemon
 from clustermesh.kube import Kube, read_kubeconfig
+from clustermesh.sandbox.kube.api import RefusedError
 from clustermesh.status import DaemonStatus, MeshNodeStatus
 from clustermesh.tests.etcd_server import running, until
 
@@ -83,9 +85,12 @@ class Machine:
     async def mesh_node(self, name: str = "") -> Any:
         """What the API server has; None without it."""
         path = f"{_MESH_NODES}/{name or self.name}"
-        if await asyncio.to_thread(self.kube.exists, path):
+        try:
             return await asyncio.to_thread(self.kube.call, "GET", path)
-        return None
+        except RefusedError as error:
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+            return None
 
     async def call(self, method: str, path: str, body: Any = None) -> None:
         """Do something as the administrator."""
