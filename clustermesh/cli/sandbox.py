@@ -270,7 +270,9 @@ def disconnect(first: str, second: str, /, *, name: Name = "default") -> None:
         second: Another one.
     """
     world = load(name)
-    world.disconnect(*_two(world, first, second))
+    clusters = _two(world, first, second)
+    world.disconnect(*clusters)
+    world.wait_until_forgotten(*clusters)
     print(f"{first} and {second} are disconnected")
 
 

@@ -95,7 +95,9 @@ class Daemon:
         return list(self._remotes())
 
     def reasons(self) -> list[str]:
-        """Why the daemon is not ready; empty when it is."""
+        """Why the daemon is not ready; empty when it is. One that was told nothing yet is not."""
+        if not self._readiness:
+            return ["it is starting"]
         found = ((name, reason()) for name, reason in self._readiness.items())
         return [f"{name}: {reason}" for name, reason in found if reason is not None]
 

@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 _ETCD_PORT: Final = 2379
 _POLL: Final = 0.1  # seconds
+_FORGOTTEN_WITHIN: Final = 10.0  # seconds
 _POD_WITHIN: Final = 10.0  # seconds for a pod to become ready
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT|\{|[IWE]\d{4} |\S+ of \S+ in \S+ listens$")
 """Of a daemon, etcd, Kubernetes, a pod."""
@@ -315,6 +316,19 @@ class World:
             return
         for reader, read in ((first, second), (second, first)):
             (self._clusters_dir(reader) / read.name).unlink(missing_ok=True)
+
+    def wait_until_forgotten(self, first: Cluster, second: Cluster) -> None:
+        """Wait, for some seconds at most, until no agent of the two reads the other any more."""
+        deadline = time.monotonic() + _FORGOTTEN_WITHIN
+        for reader, read in ((first, second), (second, first)):
+            for node in reader.nodes:
+                agent = Part(self, node.place, "agent", node)
+                while time.monotonic() < deadline and any(
+                    remote.cluster == read.name
+                    for said in agent.report().statuses()
+                    for remote in said.remotes
+                ):
+                    time.sleep(_POLL)
 
     def pods_changed(self, clusters: Iterable[Cluster]) -> None:
         """Notice which pods run, as kubelets would: whom nobody answers say it later."""

@@ -198,9 +198,17 @@ async def test_there_is_a_list_of_tables_and_an_unknown_one_is_told(
     assert await site.get("/tables/noodles") == (404, "agent has no table 'noodles', only nodes\n")
 
 
+async def test_a_daemon_that_was_told_nothing_yet_is_not_ready(daemon: Daemon, site: Site) -> None:
+    status, body = await site.get("/readyz")
+    assert (status, body) == (503, "it is starting\n")
+    daemon.add_readiness("etcd", lambda: None)
+    assert (await site.get("/readyz"))[0] == 200
+
+
 async def test_metrics_tell_the_state_of_every_remote_and_of_the_process(
     daemon: Daemon, site: Site
 ) -> None:
+    daemon.add_readiness("etcd", lambda: None)
     daemon.add_remotes(
         lambda: [Remote(cluster="east", state=RemoteState.LISTING, services=4, bad_rows=2)]
     )
