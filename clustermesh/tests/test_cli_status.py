@@ -34,6 +34,7 @@ WEST = Remote(cluster="west", state=RemoteState.FAILED, since=7, last_error="con
 @asynccontextmanager
 async def agent(*remotes: Remote) -> AsyncIterator[str]:
     daemon = Daemon("agent", "1.2.3", clock=lambda: 0.0)
+    daemon.add_readiness("start", lambda: None)
     daemon.add_status("cluster", lambda: Cluster("north", 9))
     daemon.add_status("node", lambda: "node1")
     daemon.add_status("datapath", lambda: Datapath(mode="bpf", routing="tunnel", attached=True))
@@ -45,6 +46,7 @@ async def agent(*remotes: Remote) -> AsyncIterator[str]:
 @asynccontextmanager
 async def apiserver(*problems: Problem) -> AsyncIterator[str]:
     daemon = Daemon("apiserver", "1.2.3", clock=lambda: 0.0)
+    daemon.add_readiness("start", lambda: None)
     daemon.add_status("cluster", lambda: Cluster("north", 9))
     daemon.add_status(
         "source",
