@@ -8,7 +8,6 @@ id), and other tables, so that a BGP daemon which loads a full table into main c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import socket
@@ -88,15 +87,18 @@ class RouteMonitor:
         """Hear nothing any more."""
         self._socket.close()
 
-    def forget(self) -> None:
-        """Skip what has happened until now."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    self._socket.recv(_RECEIVE)
-                except OSError as error:
-                    if error.errno != errno.ENOBUFS:
-                        raise
+    def drain(self) -> list[Change]:
+        """What has happened until now, so that `changes` does not tell it any more."""
+        found: list[Change] = []
+        while True:
+            try:
+                found += _parse(self._socket.recv(_RECEIVE))
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                found.append(Overrun())
 
     async def changes(self) -> AsyncIterator[list[Change]]:
         """Batches of changes, until cancelled."""

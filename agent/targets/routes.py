@@ -59,6 +59,7 @@ class RouteTarget:
         self._netlink = netlink
         self._prepare = prepare
         self._preparing = False
+        self._heard: list[Change] = []  # while preparing
         self._devices: set[str] = {TUNNEL_DEVICE}
         self._up: dict[str, int] = {}  # index of the devices that were up at the last comparison
 
@@ -66,13 +67,10 @@ class RouteTarget:
         """The routes of ours that are there. Has the device made ready first."""
         self._preparing = True
         try:
-            await self._prepare()
+            while not await self._is_prepared():
+                pass  # somebody took away what had just been made ready
         finally:
             self._preparing = False
-        # What was heard up to here is told by what is read from here on, our own doing included.
-        self._netlink.monitor.forget()
-        links = [link async for link in await self._netlink.ip.get_links()]
-        self._up = {link.get("ifname"): link["index"] for link in links if link["state"] == "up"}
         return await self._netlink.routes.dump()
 
     async def apply(
@@ -90,11 +88,31 @@ class RouteTarget:
         """
         async for changes in self._netlink.monitor.changes():
             if self._preparing:
-                continue  # a comparison with everything follows
+                self._heard += changes  # a comparison with everything follows
+                continue
             if any(self._concerns_all(change) for change in changes):
                 yield None
             elif prefixes := {c.prefix for c in changes if isinstance(c, RouteChange)}:
                 yield prefixes
+
+    async def _is_prepared(self) -> bool:
+        """Prepare, and whether nothing was undone meanwhile, as far as the kernel has told."""
+        self._heard.clear()
+        await self._prepare()
+        # What was heard up to here is told by what is read from here on, our own doing included.
+        self._heard += self._netlink.monitor.drain()
+        links = [link async for link in await self._netlink.ip.get_links()]
+        self._up = {link.get("ifname"): link["index"] for link in links if link["state"] == "up"}
+        return not any(self._is_undone(change) for change in self._heard)
+
+    def _is_undone(self, change: Change) -> bool:
+        match change:
+            case Overrun() | RuleDeleted():
+                return True
+            case LinkChange(name, _, is_up) if name in self._devices:
+                return not is_up and name not in self._up  # a device that is made starts down
+            case _:
+                return False
 
     def _concerns_all(self, change: Change) -> bool:
         match change:

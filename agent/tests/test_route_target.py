@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address, ip_interface, ip_network
@@ -30,6 +31,9 @@ FACTS = Facts(
     ),
     pod_cidrs=(ip_network("10.1.1.0/24"), ip_network("fd00:10:1:1::/64")),
 )
+
+WITHIN = 20.0
+"""Seconds: far more than it takes on a busy machine, far less than between two comparisons."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -81,9 +85,9 @@ class Kept:
         )
 
     async def put_back(self) -> None:
-        """Wait until the kernel has what the table has, for well under a second."""
+        """Wait until the kernel has what the table has."""
         wanted = {key: self.table.first(key) for key in self.table.keys()}
-        async with asyncio.timeout(0.8):
+        async with asyncio.timeout(WITHIN):
             while await self.looker.dump() != wanted:  # noqa: ASYNC110 - kernel state: polled
                 await asyncio.sleep(0.01)
 
@@ -107,12 +111,12 @@ def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUN
             network = ip_network(prefix)
             keeper.writer.put(network, kernel_route(network, row, routing, facts))
         keeper.writer.list_done()
-        async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(keeper.reconciler.run(), name="reconciler")
-            await keeper.reconciler.synced.wait()
-            await body(keeper)
-            running.cancel()
-        keeper.looker.close()
+        with contextlib.closing(keeper.looker):
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(keeper.reconciler.run(), name="reconciler")
+                await keeper.reconciler.synced.wait()
+                await body(keeper)
+                running.cancel()
 
     in_namespace(main)
 
@@ -152,11 +156,31 @@ def test_a_rule_that_somebody_deletes_is_put_back() -> None:
     async def body(keeper: Kept) -> None:
         for family in ("-4", "-6"):
             sh(f"ip {family} rule del priority 195")
-            async with asyncio.timeout(0.8):
+            async with asyncio.timeout(WITHIN):
                 while "1995" not in sh(f"ip {family} rule"):  # noqa: ASYNC110 - kernel: polled
                     await asyncio.sleep(0.01)
 
     kept(body)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_what_is_taken_away_just_after_it_was_made_ready_is_made_ready_again() -> None:
+    async def body(netlink: Netlink) -> None:
+        spoilers = ["ip -6 rule del priority 195", f"ip link del {TUNNEL_DEVICE}"]
+
+        async def prepare() -> None:
+            await netlink.ensure_tunnel_device(1450)
+            await netlink.ensure_rule()
+            if spoilers:
+                sh(spoilers.pop())
+
+        assert await RouteTarget(netlink, prepare).actual() == {}
+        assert "1995" in sh("ip -6 rule")
+        sh(f"ip link show {TUNNEL_DEVICE}")
+        assert not spoilers
+
+    in_namespace(body)
 
 
 @needs_root
@@ -175,7 +199,7 @@ def test_making_the_device_and_the_routes_is_not_taken_for_drift() -> None:
 def test_direct_routes_come_back_with_the_underlay() -> None:
     async def body(keeper: Kept) -> None:
         sh("ip link set eth0 down")
-        async with asyncio.timeout(0.8):
+        async with asyncio.timeout(WITHIN):
             while not keeper.reconciler.failures:  # noqa: ASYNC110 - kernel state: polled
                 await asyncio.sleep(0.01)
         sh("ip link set eth0 up")
@@ -209,7 +233,7 @@ def test_own_writes_and_other_tables_are_not_drift() -> None:
         sh("ip route add 10.60.0.0/24 dev eth0")
         sh("ip route add 10.60.0.0/24 dev eth0 table 1996")
         sh("ip route add 10.99.0.0/24 dev eth0 table 1995")  # the end of what is to be heard
-        async with asyncio.timeout(0.8):
+        async with asyncio.timeout(WITHIN):
             await listener
         assert heard == [{ip_network("10.99.0.0/24")}]
 
