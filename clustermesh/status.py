@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -141,3 +141,9 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     mesh_node: MeshNodeStatus | None = None  # None: the agent has no credentials for Kubernetes
     source: SourceStatus | None = None
     etcd: EtcdStatus | None = None
+
+
+# Made here and not where something is decoded: the first use of a struct by two threads at once
+# crashes msgspec 0.22.
+DAEMON_STATUS: Final = msgspec.json.Decoder(DaemonStatus)
+TABLE_REPLY: Final = msgspec.json.Decoder(TableReply)

@@ -65,15 +65,15 @@ def get(daemon: str, address: str, path: str) -> bytes:
     return body
 
 
-def decode(daemon: str, address: str, body: bytes, kind: type[T]) -> T:
+def decode(daemon: str, address: str, body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """
-    What `daemon` answered, as a `kind`.
+    What `daemon` answered, as a row of `decoder`.
 
     Raises:
         UserError: it is none: something else listens there.
     """
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise UserError(f"what answers at {address} is no clustermesh-{daemon}: {error}") from error
 

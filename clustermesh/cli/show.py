@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import App, Parameter
 
-from clustermesh.status import TableReply
+from clustermesh.status import TABLE_REPLY
 
 from .client import AGENT, AgentAddress, Output, decode, get
 
@@ -35,7 +35,7 @@ def show(table: TableName, /, *, output: Output = "table", agent: AgentAddress =
     if output == "json":
         sys.stdout.buffer.write(body + b"\n")
         return
-    reply = decode("agent", agent, body, TableReply)
+    reply = decode("agent", agent, body, TABLE_REPLY)
     from clustermesh.show import tables  # noqa: PLC0415 - rich is not needed for JSON
 
     _print(tables(table, reply.rows, reply.failures))

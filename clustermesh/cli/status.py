@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from clustermesh.errors import UserError
 from clustermesh.settings import CommaSeparated
-from clustermesh.status import DaemonStatus, Remote, RemoteState
+from clustermesh.status import DAEMON_STATUS, DaemonStatus, Remote, RemoteState
 
 from .client import (
     AGENT,
@@ -58,7 +58,7 @@ class Report(msgspec.Struct, frozen=True):
     def statuses(self) -> Iterator[DaemonStatus]:
         """The answers, read."""
         for body in self.daemons.values():
-            yield msgspec.json.decode(body, type=DaemonStatus)
+            yield DAEMON_STATUS.decode(body)
 
 
 @app.default
@@ -135,7 +135,7 @@ def gather(agent: str, apiserver: str | None) -> Report:
             continue
         try:
             body = get(name, address, "/status")
-            said = decode(name, address, body, DaemonStatus)
+            said = decode(name, address, body, DAEMON_STATUS)
         except NotRunningError as error:
             if name == "agent" or apiserver is not None:
                 troubles.append(str(error))

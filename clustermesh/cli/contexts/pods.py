@@ -16,7 +16,7 @@ import msgspec
 from clustermesh.errors import UserError
 from clustermesh.kube import Kube, KubeError
 from clustermesh.settings import TcpAddress, parse_address
-from clustermesh.status import DaemonStatus
+from clustermesh.status import DAEMON_STATUS, DaemonStatus
 
 from .objects import PODS, Metadata, items, selector
 
@@ -147,7 +147,7 @@ async def status_of(kube: Kube, pod: Pod, component: str) -> DaemonStatus:
         UserError: it does not run, says the command in its pod.
     """
     if _is_proxied(pod, component):
-        return msgspec.json.decode(await _proxy(kube, pod, component, "status"), type=DaemonStatus)
+        return DAEMON_STATUS.decode(await _proxy(kube, pod, component, "status"))
     other = {"agent": "apiserver", "apiserver": "agent"}[component]
     text = await _within(kube, pod, component, "status", f"--{other}=none")
     said = msgspec.json.decode(text, type=_Report)
