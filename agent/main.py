@@ -10,8 +10,8 @@ The agent: joins a node to the mesh. Read me first.
     services ──frontends────────────────┴───────────▶ frontends ─▶ BPF maps of the socket LB
 
 A row's origin is its cluster. `cidrs` decides whose an address is; what a cluster says about
-another one's addresses counts for nothing in any of the rules after it. Where this node is one of
-Kubernetes, meshnode.py tells the apiserver of it.
+another one's addresses counts for nothing in any of the rules after it. What the agent finds out
+about its own node (own.py) goes the other way: meshnode/ tells the apiserver of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from clustermesh.status import Cluster, RemoteState, RowFailure
 from . import show
 from .cache import Cache
 from .cluster import ClusterIds, ClusterReader
+from .meshnode import keep_mesh_node
 from .node import BpfNode, Kernel, NoKernel
+from .own import OwnNode
 from .remote import Remotes
 from .rules.cidrs import Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
@@ -64,10 +66,7 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
         _show(daemon, settings, read, derived, Parts(home, remotes, node))
         tasks.create_task(home.run(lambda: own_etcd), name=f"cluster {own}")
         tasks.create_task(remotes.run(), name="remote clusters")
-        if settings.knows_kubernetes:
-            from .meshnode import keep_mesh_node  # noqa: PLC0415 - takes memory that others save
-
-            tasks.create_task(keep_mesh_node(settings, daemon), name="MeshNode")
+        tasks.create_task(keep_mesh_node(settings, daemon, OwnNode()), name="MeshNode")
         # Whose an address is can be said only when our own addresses are known.
         await home.nodes_known()
         for name, derivation in _derivations(own, read, derived, settings):

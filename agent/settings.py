@@ -50,6 +50,9 @@ class AgentSettings(DaemonSettings):
     state_dir: Path = Path("/var/lib/clustermesh")
     "Directory for what has to survive a restart of the agent."
 
+    mesh_node_dir: Path | None = None
+    "Directory that an apiserver reads (--source dir:PATH), to write this node's MeshNode in."
+
     kubeconfig: Path | None = None
     "File that says how to reach the API server, to write this node's MeshNode; as in a pod if not."
 

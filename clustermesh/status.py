@@ -112,7 +112,7 @@ class EtcdStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshNodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The MeshNode that an agent with credentials for Kubernetes writes of its node."""
+    """The MeshNode that an agent writes of its node, if it was told where."""
 
     written: bool = False  # it is there, and says what the agent knows
     last_error: str | None = None  # why it could not be written, when it could not
@@ -138,7 +138,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     remotes: list[Remote] = []
     refused: list[str] = []  # which addresses of which node are not used, and why
     conflicts: list[str] = []  # which frontend of which service is not used, and whose it is
-    mesh_node: MeshNodeStatus | None = None  # None: the agent has no credentials for Kubernetes
+    mesh_node: MeshNodeStatus | None = None  # None: nowhere to write it
     source: SourceStatus | None = None
     etcd: EtcdStatus | None = None
 

@@ -424,6 +424,7 @@ class World:
             f"--bpffs={self.sandbox.bpffs(node)}",
             f"--cgroup={cgroup_mount() / self.sandbox.cgroup_of(node)}",
             f"--state-dir={self.sandbox.state(node)}",
+            f"--mesh-node-dir={self._manifests_dir(cluster)}",
         ]
 
     def _control(self, cluster: Cluster, program: str) -> Part:

@@ -15,6 +15,7 @@ import pytest
 
 from agent.main import serve_node
 from agent.meshnode import keep_mesh_node
+from agent.own import OwnNode
 from agent.settings import AgentSettings
 from clustermesh.daemon import Daemon
 from clustermesh.kube import Kube, read_kubeconfig
@@ -112,7 +113,7 @@ def machine(release: Release, tmp_path: Path) -> Iterator[Machine]:
 async def keeping(settings: AgentSettings) -> AsyncIterator[Daemon]:
     """Keep the MeshNode, as the agent does, but more often."""
     daemon = Daemon("agent", "1.2.3")
-    async with running(keep_mesh_node(settings, daemon, look_every=_LOOK_EVERY)):
+    async with running(keep_mesh_node(settings, daemon, OwnNode(), look_every=_LOOK_EVERY)):
         yield daemon
 
 

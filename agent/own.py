@@ -1,0 +1,37 @@
+"""What an agent knows of its own node: what it tells its apiserver, for the other clusters."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Known(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What nobody but the agent of a node knows of it, named as in the spec of a MeshNode."""
+
+    boot_id: str = msgspec.field(name="bootID", default="")
+    wireguard_public_key: str = ""  # base64; empty without encryption
+
+
+class OwnNode:
+    """Where the parts of the agent put what they find out of the node, as they find it out."""
+
+    def __init__(self) -> None:
+        self.known = Known(boot_id=_BOOT_ID.read_text().strip())
+        self._changed = asyncio.Event()
+
+    def learn(self, known: Known) -> None:
+        """Take over what holds from now on."""
+        if known != self.known:
+            self.known = known
+            self._changed.set()
+
+    async def changed(self) -> None:
+        """Wait until something has been learned since this was last called."""
+        await self._changed.wait()
+        self._changed.clear()
