@@ -56,6 +56,8 @@ ffibuilder.cdef("""
 
     int cm_link_create(int program_fd, int target, int attach_type);
     int cm_link_target(int fd, int *type, uint64_t *target);
+    int cm_filter_set(int program_fd, int ifindex, bool egress, uint32_t handle);
+    int cm_filter_delete(int ifindex, bool egress, uint32_t handle);
     int bpf_link_update(int fd, int program_fd, const void *options);
 
     int cm_is_bpffs(const char *path);
@@ -70,6 +72,7 @@ ffibuilder.set_source(
     "agent.kernel._libbpf",
     r"""
     #include <errno.h>
+    #include <stdbool.h>
     #include <stdio.h>
     #include <stdlib.h>
     #include <string.h>
@@ -181,6 +184,36 @@ ffibuilder.set_source(
         *type = info.type;
         *target = info.type == BPF_LINK_TYPE_CGROUP ? info.cgroup.cgroup_id : info.xdp.ifindex;
         return 0;
+    }
+
+    /* STABLE API: where the next agent finds its filters among those of others. */
+    #define FILTER_PRIORITY 0x636d
+
+    static struct bpf_tc_hook filter_hook(int ifindex, bool egress)
+    {
+        LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex,
+                    .attach_point = egress ? BPF_TC_EGRESS : BPF_TC_INGRESS);
+
+        return hook;
+    }
+
+    /* Have a clsact filter with this program; one of the same handle is replaced atomically. */
+    static int cm_filter_set(int program_fd, int ifindex, bool egress, uint32_t handle)
+    {
+        struct bpf_tc_hook hook = filter_hook(ifindex, egress);
+        LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = program_fd, .flags = BPF_TC_F_REPLACE,
+                    .priority = FILTER_PRIORITY, .handle = handle);
+        int error = bpf_tc_hook_create(&hook);
+
+        return error && error != -EEXIST ? error : bpf_tc_attach(&hook, &options);
+    }
+
+    static int cm_filter_delete(int ifindex, bool egress, uint32_t handle)
+    {
+        struct bpf_tc_hook hook = filter_hook(ifindex, egress);
+        LIBBPF_OPTS(bpf_tc_opts, options, .priority = FILTER_PRIORITY, .handle = handle);
+
+        return bpf_tc_detach(&hook, &options);
     }
 
     static int cm_is_bpffs(const char *path)

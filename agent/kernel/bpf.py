@@ -1,5 +1,5 @@
 """
-BPF objects, maps and links: libbpf with types. Knows nothing of what they are for.
+BPF objects, maps and pins: libbpf with types. Knows nothing of what they are for.
 
 Whatever the kernel refuses is an OSError with its errno. Calls that move many rows release the
 interpreter lock, so run them in a thread.
@@ -7,7 +7,6 @@ interpreter lock, so run them in a thread.
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 from collections.abc import Mapping
@@ -22,21 +21,6 @@ _READ_AT_ONCE: Final = 16384
 _LOG_LINES: Final = 3
 
 
-class AttachType(enum.IntEnum):
-    """Where a program is attached, numbered as the kernel does."""
-
-    CONNECT4 = lib.BPF_CGROUP_INET4_CONNECT
-    CONNECT6 = lib.BPF_CGROUP_INET6_CONNECT
-    SENDMSG4 = lib.BPF_CGROUP_UDP4_SENDMSG
-    SENDMSG6 = lib.BPF_CGROUP_UDP6_SENDMSG
-    RECVMSG4 = lib.BPF_CGROUP_UDP4_RECVMSG
-    RECVMSG6 = lib.BPF_CGROUP_UDP6_RECVMSG
-    GETPEERNAME4 = lib.BPF_CGROUP_INET4_GETPEERNAME
-    GETPEERNAME6 = lib.BPF_CGROUP_INET6_GETPEERNAME
-    TCX_INGRESS = 46  # younger than the headers of Debian 12
-    TCX_EGRESS = 47
-
-
 class Map:
     """A map in the kernel. Keys and values are bytes, in the layout of its C types."""
 
@@ -44,7 +28,7 @@ class Map:
         """Own `fd`."""
         self.fd = fd
         info = ffi.new("struct bpf_map_info *")
-        _check(lib.cm_map_info(fd, info), "map info")
+        check(lib.cm_map_info(fd, info), "map info")
         self.name: str = ffi.string(info.name).decode()
         self.type: int = info.type
         self.key_size: int = info.key_size
@@ -75,7 +59,7 @@ class Map:
         error = lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), value)
         if error == -errno.ENOENT:
             return None
-        _check(error, f"{self.name}: lookup")
+        check(error, f"{self.name}: lookup")
         return bytes(ffi.buffer(value, size))
 
     def read(self) -> tuple[bytes, bytes]:
@@ -92,7 +76,7 @@ class Map:
                 self.fd, start, position, key_buffer, value_buffer, count, ffi.NULL
             )
             if error and error != -errno.ENOENT:
-                _fail(-error, f"{self.name}: read")
+                fail(-error, f"{self.name}: read")
             keys += ffi.buffer(key_buffer, count[0] * self.key_size)
             values += ffi.buffer(value_buffer, count[0] * self.value_size)
             if error:  # ENOENT: that was the end
@@ -175,12 +159,12 @@ class Object:
         lib.cm_log_start()
         self._object = lib.cm_object_open(os.fsencode(path), os.fsencode(pin_root))
         if not self._object:
-            _fail(ffi.errno, f"{path.name}: open: {_log_end()}")
+            fail(ffi.errno, f"{path.name}: open: {_log_end()}")
         try:
             self._configure(path, settings, max_entries)
             error = lib.bpf_object__load(self._object)
             if error:
-                _fail(-error, f"{path.name}: load: {_log_end()}")
+                fail(-error, f"{path.name}: load: {_log_end()}")
         except OSError:
             self.close()
             raise
@@ -192,11 +176,11 @@ class Object:
     ) -> None:
         for name, value in settings.items():
             error = lib.cm_object_set(self._object, name.encode(), value, len(value))
-            _check(error, f"{path.name}: setting {name}")
+            check(error, f"{path.name}: setting {name}")
         for name, size in max_entries.items():
             found = lib.bpf_object__find_map_by_name(self._object, name.encode())
             if found:
-                _check(lib.bpf_map__set_max_entries(found, size), f"{path.name}: size of {name}")
+                check(lib.bpf_map__set_max_entries(found, size), f"{path.name}: size of {name}")
 
     def map(self, name: str) -> Map:
         """A map of the object, with a file descriptor of its own."""
@@ -207,7 +191,7 @@ class Object:
         """The file descriptor of a program, which stays the object's."""
         found = lib.bpf_object__find_program_by_name(self._object, name.encode())
         if not found:
-            _fail(errno.ENOENT, f"program {name}")
+            fail(errno.ENOENT, f"program {name}")
         return int(lib.bpf_program__fd(found))
 
     def close(self) -> None:
@@ -215,57 +199,15 @@ class Object:
         lib.bpf_object__close(self._object)
 
 
-def attach(program: int, target: int, type_: AttachType, pin: Path) -> None:
-    """
-    Make `program` run at `target`, through a link that is pinned at `pin`.
-
-    A link that is there already gets the new program in place of its old one, with no call or
-    packet in between that neither saw. If it belongs to another target, or to one that is gone, a
-    new link takes its place.
-
-    Args:
-        target: file descriptor of a cgroup, or index of an interface *in the network namespace of
-            the calling thread*.
-
-    Raises:
-        OSError: EBADF if it is no cgroup2, ENODEV if there is no such interface, EINVAL if the
-            kernel does not know `type_`.
-    """
-    is_interface = type_ in {AttachType.TCX_INGRESS, AttachType.TCX_EGRESS}
-    wanted = target if is_interface else os.fstat(target).st_ino  # a cgroup's id is its inode
-    try:
-        link = open_pin(pin)
-    except FileNotFoundError:
-        link = -1
-    if link >= 0:
-        try:
-            if _link_target(link) == wanted:
-                error = lib.bpf_link_update(link, program, ffi.NULL)
-                if not error:
-                    return
-                if error != -errno.ENOLINK:  # the target went away just now
-                    _fail(-error, f"{pin.name}: update")
-        finally:
-            os.close(link)
-    link = _check(lib.cm_link_create(program, target, type_), f"{pin.name}: attach")
-    try:
-        fresh = pin.with_name(f"{pin.name}-new")
-        fresh.unlink(missing_ok=True)
-        pin_at(link, fresh)
-        fresh.replace(pin)  # the last pin of the old link goes, and the link with it
-    finally:
-        os.close(link)
-
-
 def open_pin(path: Path, *, read_only: bool = False) -> int:
     """A new file descriptor of what is pinned at `path`."""
     flags = lib.BPF_F_RDONLY if read_only else 0
-    return _check(lib.cm_object_get(os.fsencode(path), flags), str(path))
+    return check(lib.cm_object_get(os.fsencode(path), flags), str(path))
 
 
 def pin_at(fd: int, path: Path) -> None:
     """Pin a map, program or link; the directory must be on a bpffs. No dots in the name."""
-    _check(lib.bpf_obj_pin(fd, os.fsencode(path)), str(path))
+    check(lib.bpf_obj_pin(fd, os.fsencode(path)), str(path))
 
 
 def is_bpffs(path: Path) -> bool:
@@ -275,7 +217,7 @@ def is_bpffs(path: Path) -> bool:
     Raises:
         OSError: it does not exist, or is out of reach.
     """
-    return bool(_check(lib.cm_is_bpffs(os.fsencode(path)), str(path)))
+    return bool(check(lib.cm_is_bpffs(os.fsencode(path)), str(path)))
 
 
 def has_set_retval() -> bool:
@@ -286,12 +228,6 @@ def has_set_retval() -> bool:
     return bool(found == 1)
 
 
-def _link_target(link: int) -> int:
-    type_, target = ffi.new("int *"), ffi.new("uint64_t *")
-    _check(lib.cm_link_target(link, type_, target), "link info")
-    return int(target[0])
-
-
 def _log_end() -> str:
     """The last lines that libbpf said: those of the verifier, when that is what failed."""
     text = ffi.string(lib.cm_log_end()).decode(errors="replace")
@@ -300,13 +236,15 @@ def _log_end() -> str:
     return "; ".join([line for line in lines if not line.startswith(noise)][-_LOG_LINES:])
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
+    """Pass on what libbpf returned, unless that is an error; say `what` failed."""
     if result < 0:
-        _fail(-result, what)
+        fail(-result, what)
     return result
 
 
-def _fail(number: int, what: str) -> NoReturn:
+def fail(number: int, what: str) -> NoReturn:
+    """Raise the OSError of `number`."""
     raise _os_error(number, what)
 
 

@@ -21,9 +21,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from agent.kernel import bpf, contents, pins
-from agent.kernel.bpf import AttachType, Object
+from agent.kernel import bpf, contents, links, pins
+from agent.kernel.bpf import Object
 from agent.kernel.layouts import Direction, DropReason
+from agent.kernel.links import AttachType
 from agent.kernel.pins import Limits, Pins
 from clustermesh.errors import UserError
 
@@ -132,10 +133,13 @@ class Datapath:
         Idempotent. Call it again when the device was made anew.
 
         Raises:
-            UserError: the kernel has no TCX.
+            UserError: the kernel has neither TCX nor clsact.
             OSError: ENODEV, there is no such device in this network namespace.
         """
-        with _explained("attach to the tunnel device", "TCX: Linux 6.6 or newer"):
+        with _explained(
+            "attach to the tunnel device",
+            "TCX (Linux 6.6 or newer), or clsact (sch_ingress, cls_bpf)",
+        ):
             for name, type_ in _TUNNEL_PROGRAMS.items():
                 self._attach(self._tunnel, name, ifindex, type_)
 
@@ -147,7 +151,7 @@ class Datapath:
         """
         for pin in tuple(self._pins.links.iterdir()):
             if pin.name not in self._attached:
-                pin.unlink()
+                links.detach(pin)
         self._pins.settle()
 
     def drops(self) -> Mapping[DropReason, int]:
@@ -171,7 +175,7 @@ class Datapath:
         pins.remove(bpffs)
 
     def _attach(self, obj: Object, name: str, target: int, type_: AttachType) -> None:
-        bpf.attach(obj.program(name), target, type_, self._pins.links / name)
+        links.attach(obj.program(name), target, type_, self._pins.links / name)
         self._attached.add(name)
 
 

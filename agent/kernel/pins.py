@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agent.kernel import links
+
 # STABLE API: pins are found again by the next version of the agent, and by `clustermesh show maps`.
 SCHEMA: Final = 1
 """Counted up with every change of a struct in `bpf/lib/types.h`."""
@@ -95,5 +97,6 @@ def remove(bpffs: Path) -> None:
     root = bpffs / _ROOT
     if root.is_dir():
         if (root / _LINKS).is_dir():
-            shutil.rmtree(root / _LINKS)
+            for pin in tuple((root / _LINKS).iterdir()):
+                links.detach(pin)
         shutil.rmtree(root)

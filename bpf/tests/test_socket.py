@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.kernel import bpf, layouts
+from agent.kernel import bpf, layouts, links
 from agent.kernel import datapath as datapath_module
 from agent.kernel.bpf import Map
 from agent.kernel.datapath import Datapath
@@ -192,7 +192,7 @@ def test_a_kernel_without_set_retval_refuses_with_eperm(
     path = Path(datapath_module.__file__).with_name("objects") / "socket.bpf.o"
     old = bpf.Object(path, bpffs, settings={"has_set_retval": b"\0"}, max_entries={})
     fd = os.open(cgroup, os.O_RDONLY)
-    bpf.attach(old.program("connect4"), fd, bpf.AttachType.CONNECT4, bpffs / "connect4")
+    links.attach(old.program("connect4"), fd, links.AttachType.CONNECT4, bpffs / "connect4")
     os.close(fd)
     frontends = Map.pinned(bpffs / "frontends")
     key = layouts.pack_frontend_key(address("10.96.0.1:80/TCP"))
