@@ -21,8 +21,9 @@ import msgspec
 from agent.kernel import inspect
 from clustermesh.model import L4Address, Protocol
 from clustermesh.sandbox import process
+from clustermesh.sandbox.cache import UnavailableError
 from clustermesh.sandbox.kube.control_plane import API_PORT, ControlPlane
-from clustermesh.sandbox.kube.programs import UnavailableError, kube_assets
+from clustermesh.sandbox.kube.programs import kube_assets
 from clustermesh.sandbox.namespace import run_inside
 from clustermesh.sandbox.process import Process
 

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from clustermesh.sandbox.kube.programs import UnavailableError, kube_assets
+from clustermesh.sandbox.cache import UnavailableError
+from clustermesh.sandbox.kube.programs import kube_assets
 from clustermesh.tests.etcd_server import own_etcd_server
 from e2e.mesh import eventually
 

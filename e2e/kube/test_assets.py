@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clustermesh.sandbox.kube.programs import PROGRAMS, UnavailableError, kube_assets, make
+from clustermesh.sandbox.cache import UnavailableError
+from clustermesh.sandbox.kube.programs import PROGRAMS, kube_assets, make
 
 
 @pytest.fixture(autouse=True)

