@@ -38,11 +38,11 @@ demo: setup ## two clusters, one Service, one network; shows it and leaves it up
 
 test: setup ## lint, unit tests, BPF programs on this kernel, and every promise end to end
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest -n 2 --dist loadfile
+	@$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-kube: setup ## what needs real API servers and helm (builds them first, 10 minutes once, with Go)
 	@$(BIN)/python -m clustermesh.sandbox.kube.programs
-	@$(BIN)/pytest -n 2 --dist loadfile -m kube
+	@$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m kube
 
 bench: setup ## measure, and write docs/benchmarks.md with its plots
 	@$(BIN)/python -m e2e.bench
