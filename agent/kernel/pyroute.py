@@ -8,33 +8,9 @@ process, still gets all of it.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, module_from_spec
-from typing import Final
+from clustermesh.imports import bare_package, hollow
 
-_NAME: Final = "pyroute2"
-
-
-@contextlib.contextmanager
-def _bare_package() -> Iterator[None]:
-    """Have a package `pyroute2` without content, unless the real one is there already."""
-    found = find_spec(_NAME)
-    if found is None or _NAME in sys.modules:
-        yield
-        return
-    bare = ModuleSpec(_NAME, None, is_package=True)
-    bare.submodule_search_locations = found.submodule_search_locations
-    sys.modules[_NAME] = module_from_spec(bare)
-    try:
-        yield
-    finally:
-        del sys.modules[_NAME]
-
-
-with _bare_package():
+with bare_package("pyroute2"), hollow("multiprocessing", "unittest", "unittest.mock"):
     from pyroute2.iproute.linux import AsyncIPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

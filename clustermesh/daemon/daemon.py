@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, ProcessCollector
 
 from clustermesh.state import Failure, Reconciler, Table
 from clustermesh.status import Remote, RowFailure, TableStatus
+
+from .prometheus import CollectorRegistry, ProcessCollector
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

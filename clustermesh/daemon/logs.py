@@ -1,31 +1,13 @@
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator
-from typing import TextIO, cast
+from typing import TextIO
 
+from clustermesh.imports import without
 
-@contextlib.contextmanager
-def _without_rich() -> Iterator[None]:
-    """
-    Import as if rich were not installed.
-
-    structlog takes it for coloured tracebacks, which costs a daemon 3 MB it never uses.
-    """
-    if "rich" in sys.modules:
-        yield
-        return
-    modules = cast("dict[str, object]", sys.modules)
-    modules["rich"] = None
-    try:
-        yield
-    finally:
-        del modules["rich"]
-
-
-with _without_rich():
+# structlog takes it for coloured tracebacks, which costs a daemon 3 MB that it never uses.
+with without("rich"):
     import structlog
 
 

@@ -3,13 +3,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.registry import Collector
-
 from clustermesh.status import Remote, RemoteState
 
 from .daemon import Daemon, ReconcilerCounts
+from .prometheus import (
+    Collector,
+    CollectorRegistry,
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    generate_latest,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # a registry keeps it in a dict

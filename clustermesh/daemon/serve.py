@@ -9,14 +9,18 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
 import msgspec
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from clustermesh.errors import UserError
+from clustermesh.imports import bare_package, hollow
 from clustermesh.settings import Address, TcpAddress, UnixAddress
 
 from .daemon import Daemon
 from .metrics import Snapshot
+from .prometheus import CONTENT_TYPE_LATEST
+
+# Only the server: the client makes a TLS context with all the system's authorities at import.
+with bare_package("aiohttp"), hollow("argparse"):
+    from aiohttp import web
 
 _SLICE: Final = 0.002
 """Seconds of rendering after which other tasks get a turn."""
