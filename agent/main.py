@@ -79,7 +79,6 @@ def _derivations(
 ) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
     """Every rule, from what it reads to what it writes."""
     owner = Owners(derived.cidrs).owner
-    direct = settings.routing == "direct"
 
     yield (
         "cidrs",
@@ -94,7 +93,9 @@ def _derivations(
     yield (
         "routes",
         derive(
-            (derived.cidrs,), derived.routes.writer("rule"), partial(routes, own=own, direct=direct)
+            (derived.cidrs,),
+            derived.routes.writer("rule"),
+            partial(routes, own=own, routings=settings.routings),
         ),
     )
     yield (

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+import msgspec
+
 from clustermesh.model import IPNetwork
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
@@ -17,12 +19,12 @@ from .kernel.datapath import Datapath
 from .kernel.facts import Facts, IPInterface
 from .kernel.netlink import Netlink
 from .kernel.route_messages import KernelRoute
-from .rows import Reserved, Route
+from .rows import Reserved, Route, Routing
 from .settings import AgentSettings
 from .tables import Derived, Read
 from .targets.frontends import FrontendTarget
 from .targets.ipcache import IpcacheTarget
-from .targets.routes import RouteTarget, Routing, kernel_route, tunnel_mtu
+from .targets.routes import RouteTarget, kernel_route, tunnel_mtu
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,8 @@ class BpfNode:
 
     def __init__(self, settings: AgentSettings, read: Read, derived: Derived) -> None:
         self._settings = settings
-        self._routing = Routing(settings.routing)
+        self._routings = settings.routings
+        self._tunnel = settings.tunnel if Routing.TUNNEL in self._routings.in_use else None
         self._read = read
         self._derived = derived
         self._reserved = read.reserved.writer("this node")
@@ -129,7 +132,9 @@ class BpfNode:
                 derived.ipcache, IpcacheTarget(self._datapath), lambda _, row: row, grace=grace
             ),
             "routes": Reconciler(
-                derived.routes, RouteTarget(self._netlink, self._prepare), self._kernel_route
+                derived.routes,
+                RouteTarget(self._netlink, self._settings.tunnel, self._prepare),
+                self._kernel_route,
             ),
         }
         return self
@@ -155,10 +160,10 @@ class BpfNode:
             self._datapath.attach_sockets(self._settings.cgroup)
             await routes.synced.wait()
             self._datapath.settle()
-            if self._routing is Routing.DIRECT:
-                await self._netlink.remove_tunnel_device()  # of a time when the routing was another
+            # Of a time when the routing was another.
+            await self._netlink.remove_tunnel_devices(keep=self._tunnel)
             self._attached = True
-            log.info("the datapath is attached: %s routing", self._routing)
+            log.info("the datapath is attached: %s routing", self._routings.default)
             async for names in Watch(self._read.nodes):
                 if self._settings.node_name in names:
                     routes.compare_soon()  # our own addresses may have changed
@@ -171,7 +176,7 @@ class BpfNode:
         """See Kernel."""
         drops = {reason.name: count for reason, count in self._datapath.drops().items() if count}
         return DatapathStatus(
-            mode="bpf", routing=self._routing, attached=self._attached, drops=drops
+            mode="bpf", routing=self._routings.default, attached=self._attached, drops=drops
         )
 
     def unready(self) -> str | None:
@@ -189,10 +194,13 @@ class BpfNode:
             node_ips=[ip for kind, ip in node.addresses if kind == "InternalIP"] if node else (),
             pod_cidrs=node.pod_cidrs if node else (),
         )
+        if self._settings.mtu:
+            self._facts = msgspec.structs.replace(self._facts, given_mtu=self._settings.mtu)
         self._reserve(self._facts.addresses)
         await self._netlink.ensure_forwarding(self._facts.underlay)
-        if self._routing is Routing.TUNNEL:
-            device = await self._netlink.ensure_tunnel_device(tunnel_mtu(self._facts))
+        if self._tunnel:
+            mtu = tunnel_mtu(self._facts)
+            device = await self._netlink.ensure_tunnel_device(mtu, self._tunnel)
             self._datapath.attach_tunnel(device)
         await self._netlink.ensure_rule()
 
@@ -205,4 +213,4 @@ class BpfNode:
     def _kernel_route(self, prefix: IPNetwork, route: Route) -> KernelRoute | None:
         if self._facts is None:
             return None
-        return kernel_route(prefix, route, self._routing, self._facts)
+        return kernel_route(prefix, route, self._settings.tunnel, self._facts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import msgspec
 
 from clustermesh.model import (
+    NOTHING,
     Affinity,
     ClusterId,
     ClusterName,
@@ -62,12 +64,37 @@ class Reserved(msgspec.Struct, frozen=True, gc=False):
     cluster: ClusterName | None = None  # whose they are, who may have them after all
 
 
+class Routing(enum.StrEnum):
+    """How packets get to the pods of another cluster."""
+
+    TUNNEL = "tunnel"  # wrapped, from node to node
+    DIRECT = "direct"  # handed to the pod's node, which is on our segment
+    NATIVE = "native"  # left to the network, which knows where the pods are
+
+
+class Routings(msgspec.Struct, frozen=True):
+    """The routing of each other cluster."""
+
+    default: Routing = Routing.TUNNEL
+    by_cluster: Mapping[ClusterName, Routing] = NOTHING
+
+    def to(self, cluster: ClusterName) -> Routing:
+        """How packets get to `cluster`."""
+        return self.by_cluster.get(cluster, self.default)
+
+    @property
+    def in_use(self) -> frozenset[Routing]:
+        """Those that there are."""
+        return frozenset((self.default, *self.by_cluster.values()))
+
+
 class Route(msgspec.Struct, frozen=True, gc=False):
     """How this node reaches a pod CIDR of another cluster."""
 
     cluster: ClusterName
     node: str
-    node_ip: IPAddress
+    node_ip: IPAddress | None  # None: nobody here has to know
+    routing: Routing
 
 
 class IpcacheEntry(msgspec.Struct, frozen=True, gc=False):

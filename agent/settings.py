@@ -4,16 +4,21 @@ import os
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from clustermesh.errors import UserError
-from clustermesh.model import IPNetwork
+from clustermesh.model import IPNetwork, parse_cluster_name
 from clustermesh.settings import (
     CommaSeparated,
     DaemonSettings,
     check_node_name,
     parse_address,
 )
+
+from .kernel.tunnel import Tunnel, TunnelProtocol
+from .rows import Routing, Routings
+
+_LEAST_MTU: Final = 1280 + 70  # what every IPv6 packet may have, in a tunnel over IPv6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +37,20 @@ class AgentSettings(DaemonSettings):
     datapath: Literal["bpf", "none"] = "bpf"
     "bpf programs this node's kernel; none only computes what it would, and needs no root."
 
-    routing: Literal["tunnel", "direct"] = "tunnel"
-    "tunnel wraps pod packets in VXLAN between nodes; direct trusts the network to carry them."
+    routing: Literal["tunnel", "direct", "native"] = "tunnel"
+    "tunnel wraps pod packets; direct gives them to the node; native to a network that knows it."
+
+    cluster_routing: CommaSeparated = ()
+    "Clusters to which it is another one: west=direct,north=native. They must say the same of us."
+
+    tunnel_protocol: Literal["vxlan", "geneve"] = "vxlan"
+    "What the tunnel wraps packets in; the same in all clusters."
+
+    tunnel_port: int = 0
+    "UDP port of the tunnel, the same in all clusters; 0: 8472 for vxlan, 6081 for geneve."
+
+    mtu: int = 0
+    "Bytes of the largest packet that fits between nodes, tunnel included; 0: as their device says."
 
     mesh_cidrs: CommaSeparated = ()
     "Networks that the pods of other clusters must be in; by default any that is nobody's here."
@@ -66,7 +83,13 @@ class AgentSettings(DaemonSettings):
         DaemonSettings.__post_init__(self)
         check_node_name(self.node_name)
         parse_address(self.listen)
-        _ = self.allowed
+        _ = self.allowed, self.routings
+        if not 0 <= self.tunnel_port <= 0xFFFF:
+            raise UserError(f"--tunnel-port {self.tunnel_port} is no port")
+        if self.mtu and not _LEAST_MTU <= self.mtu <= 0xFFFF:
+            raise UserError(
+                f"--mtu {self.mtu} is out of range", hint=f"choose {_LEAST_MTU}-65535, or 0"
+            )
 
     @property
     def allowed(self) -> tuple[IPNetwork, ...]:
@@ -75,6 +98,25 @@ class AgentSettings(DaemonSettings):
             return tuple(ip_network(text) for text in self.mesh_cidrs)
         except ValueError as error:
             raise UserError(f"--mesh-cidrs: {error}", hint="write 10.0.0.0/8,fd00::/8") from error
+
+    @property
+    def routings(self) -> Routings:
+        """`routing` and `cluster_routing`. Raises UserError: the latter makes no sense."""
+        by_cluster = {}
+        for text in self.cluster_routing:
+            name, _, routing = text.partition("=")
+            if routing not in set(Routing):
+                raise UserError(
+                    f"--cluster-routing: {text!r} names no routing",
+                    hint=f"write CLUSTER={'|'.join(Routing)}",
+                )
+            by_cluster[parse_cluster_name(name)] = Routing(routing)
+        return Routings(Routing(self.routing), by_cluster)
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """`tunnel_protocol` and `tunnel_port`."""
+        return Tunnel(TunnelProtocol(self.tunnel_protocol), self.tunnel_port)
 
     @property
     def knows_kubernetes(self) -> bool:

@@ -115,7 +115,8 @@ def route(key: IPNetwork, rows: Mapping[str, Route]) -> Rendered:
             "prefix": str(key),
             "cluster": row.cluster,
             "node": row.node,
-            "node_ip": str(row.node_ip),
+            "routing": row.routing,
+            "node_ip": str(row.node_ip) if row.node_ip else None,
         }
 
 

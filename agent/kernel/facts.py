@@ -26,6 +26,7 @@ class Facts(msgspec.Struct, frozen=True):
     mtu: int  # of that device
     addresses: tuple[tuple[str, IPInterface], ...] = ()  # global ones, by device
     pod_cidrs: tuple[IPNetwork, ...] = ()  # this node's own
+    given_mtu: int | None = None  # what a user says of it, who knows of a narrower place
 
     def source(self, version: int) -> IPAddress | None:
         """

@@ -24,27 +24,15 @@ from .monitor import RouteMonitor
 from .pyroute import AsyncIPRoute, NetlinkError
 from .route_messages import PROTOCOL, TABLE
 from .routes import RouteSocket, has_ipv6
+from .tunnel import TUNNELS, Tunnel, is_ours
 
 log = logging.getLogger(__name__)
 
-# STABLE API: adopted by the next agent, and what uninstall removes.
-TUNNEL_DEVICE: Final = "cm_vxlan"
-TUNNEL_PORT: Final = 8472  # as Cilium's
+# STABLE API: what uninstall removes.
 RULE_PRIORITY: Final = 195  # after `local` (0), before what the common CNIs add (512 and up)
-
-OVERHEAD: Final = {4: 50, 6: 70}
-"""Bytes that VXLAN adds, by IP version of the outside: inner Ethernet 14, VXLAN 8, UDP 8, IP."""
 
 _IFF_NOARP: Final = 0x80
 _SYSCTLS: Final = Path("/proc/sys/net")
-
-_TUNNEL: Final = {
-    "vxlan_collect_metadata": 1,
-    "vxlan_learning": 0,
-    # Outside IPv6 a zero checksum has to be allowed; the inner packet has one of its own.
-    "vxlan_udp_zero_csum6_tx": 1,
-    "vxlan_udp_zero_csum6_rx": 1,
-}
 
 
 class Netlink:
@@ -88,32 +76,30 @@ class Netlink:
         with _oserror("reading this node's addresses"):
             return await read_addresses(self.ip)
 
-    async def ensure_tunnel_device(self, mtu: int, port: int = TUNNEL_PORT) -> int:
+    async def ensure_tunnel_device(self, mtu: int, tunnel: Tunnel) -> int:
         """
         Have the tunnel device, up and as it should be; return its interface index.
 
-        It carries both families, inside and outside: where a packet goes is not its business but
-        that of the BPF programs on it. A device with another port or mode is replaced, since the
-        kernel changes neither; MTU and flags are put right in place.
+        A device with another port or mode is replaced, since the kernel changes neither; MTU and
+        flags are put right in place.
 
         Args:
             mtu: of the device: that of the underlay less `OVERHEAD[4]`. Routes to nodes that are
                 reached over IPv6 carry the smaller one.
 
         Raises:
-            OSError: EEXIST when a device of this name is no VXLAN device, EADDRINUSE when another
-                tunnel device has the port.
+            OSError: EEXIST when a device of this name is of another kind, EADDRINUSE when another
+                tunnel device has the port, EOPNOTSUPP when the kernel does not have the protocol.
         """
-        with _oserror(f"{TUNNEL_DEVICE} on UDP port {port}"):
-            link = await self._link(TUNNEL_DEVICE)
-            if link is not None and not _is_tunnel(link, port):
-                log.warning("%s has another port or mode: it is made anew", TUNNEL_DEVICE)
+        with _oserror(str(tunnel)):
+            link = await self._link(tunnel.device)
+            if link is not None and not tunnel.is_made_so(link):
+                log.warning("%s has another port or mode: it is made anew", tunnel.device)
                 await self.ip.link("del", index=link["index"])
                 link = None
             if link is None:
-                wanted = {"ifname": TUNNEL_DEVICE, "kind": "vxlan", "vxlan_port": port, "mtu": mtu}
-                await self.ip.link("add", **wanted, **_TUNNEL)
-                link = await self._link(TUNNEL_DEVICE)
+                await self._make_tunnel_device(mtu, tunnel)
+                link = await self._link(tunnel.device)
                 assert link is not None
             index = int(link["index"])
             if link.get("mtu") != mtu:
@@ -124,8 +110,17 @@ class Netlink:
                 await self.ip.link("set", index=index, state="up")
         # Loose, and not off, because the kernel takes the larger of this and `all`: a node that is
         # strict everywhere would drop what other nodes' own addresses send through the tunnel.
-        self._write_sysctl(f"ipv4/conf/{TUNNEL_DEVICE}/rp_filter", "2")
+        self._write_sysctl(f"ipv4/conf/{tunnel.device}/rp_filter", "2")
         return index
+
+    async def _make_tunnel_device(self, mtu: int, tunnel: Tunnel) -> None:
+        try:
+            await self.ip.link("add", **tunnel.attributes(mtu))
+        except NetlinkError as error:
+            if error.code != errno.EOPNOTSUPP:
+                raise
+            lacks = f"this kernel has no {tunnel.protocol}: use another --tunnel-protocol"
+            raise NetlinkError(errno.EOPNOTSUPP, lacks) from error
 
     async def ensure_forwarding(self, underlay: str) -> None:
         """
@@ -167,14 +162,17 @@ class Netlink:
                 await self._delete_rule(family, rule)
         for error in (await self.routes.apply({}, list(await self.routes.dump()))).values():
             raise error
-        await self.remove_tunnel_device()
+        await self.remove_tunnel_devices()
 
-    async def remove_tunnel_device(self) -> None:
-        """Take the tunnel device away, if there is one."""
-        link = await self._link(TUNNEL_DEVICE)
-        if link is not None and link.get(("linkinfo", "kind")) == "vxlan":
-            with _oserror(f"removing {TUNNEL_DEVICE}"):
-                await self.ip.link("del", index=link["index"])
+    async def remove_tunnel_devices(self, keep: Tunnel | None = None) -> None:
+        """Take the tunnel devices away that are there, but for `keep`'s."""
+        for tunnel in TUNNELS:
+            link = await self._link(tunnel.device)
+            if link is None or (keep and keep.device == tunnel.device):
+                continue
+            if is_ours(link, tunnel):
+                with _oserror(f"removing {tunnel.device}"):
+                    await self.ip.link("del", index=link["index"])
 
     async def _link(self, name: str) -> Any | None:
         try:
@@ -201,16 +199,6 @@ class Netlink:
         which = {"table": rule.get("table"), "priority": rule.get("priority")}
         with _oserror("removing a routing rule"):
             await self.ip.rule("del", family=family, protocol=PROTOCOL, **which)
-
-
-def _is_tunnel(link: Any, port: int) -> bool:
-    if link.get(("linkinfo", "kind")) != "vxlan":
-        raise OSError(
-            errno.EEXIST, f"{TUNNEL_DEVICE} is not a VXLAN device, so it is not ours: rename it"
-        )
-    data = link.get(("linkinfo", "data"))
-    has = {name: int(data.get(name) or 0) for name in _TUNNEL}
-    return has == _TUNNEL and data.get("vxlan_port") == port
 
 
 def _families() -> tuple[int, ...]:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.rows import Cidr, Route
+from agent.rows import Cidr, Route, Routing, Routings
 from clustermesh.model import ClusterName, IPAddress, IPNetwork
 
 from .cidrs import CidrKey
 
 
 def routes(
-    key: CidrKey, rows: Mapping[str, Cidr], *, own: ClusterName, direct: bool
+    key: CidrKey, rows: Mapping[str, Cidr], *, own: ClusterName, routings: Routings
 ) -> Mapping[IPNetwork, Route]:
     """The route to the pod CIDR `key`; none to our own cluster's, which its CNI reaches."""
     claim = next(iter(rows.values()))
     if claim.refused or claim.is_node or claim.cluster == own:
         return {}
-    node_ip = next_hop(claim, key.cidr.version) if direct else tunnel_endpoint(claim)
+    routing = routings.to(claim.cluster)
+    match routing:
+        case Routing.TUNNEL:
+            node_ip = tunnel_endpoint(claim)
+        case Routing.DIRECT:
+            node_ip = next_hop(claim, key.cidr.version)
+        case Routing.NATIVE:
+            return {key.cidr: Route(claim.cluster, claim.node, None, routing)}
     if node_ip is None:
         return {}
-    return {key.cidr: Route(claim.cluster, claim.node, node_ip)}
+    return {key.cidr: Route(claim.cluster, claim.node, node_ip, routing)}
 
 
 def tunnel_endpoint(claim: Cidr) -> IPAddress | None:

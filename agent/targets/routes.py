@@ -2,45 +2,43 @@
 Routes to the pods of other clusters, in a table of our own.
 
 Either into the tunnel device, where BPF programs find the node by the ipcache, or straight to the
-node, where the network carries pod addresses. The table is looked up before `main`, so the CNI's
-own routes stay as they are.
+node, where the segment carries pod addresses; and none where the network knows the way itself. The
+table is looked up before `main`, so the CNI's own routes stay as they are.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Final
 
 from agent.kernel.facts import Facts
 from agent.kernel.monitor import Change, LinkChange, Overrun, RouteChange, RuleDeleted
-from agent.kernel.netlink import OVERHEAD, TUNNEL_DEVICE, Netlink
+from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
-from agent.rows import Route
+from agent.kernel.tunnel import OVERHEAD, Tunnel
+from agent.rows import Route, Routing
 from clustermesh.model import IPNetwork
 
 _MINIMUM_MTU: Final = 1280  # of IPv6: below it the kernel takes IPv6 off a device
 
 
-class Routing(enum.StrEnum):
-    """How packets get to the nodes of other clusters."""
-
-    TUNNEL = "tunnel"
-    DIRECT = "direct"
-
-
-def kernel_route(prefix: IPNetwork, route: Route, routing: Routing, facts: Facts) -> KernelRoute:
-    """What `route` to `prefix` is on a node of which `facts` hold."""
+def kernel_route(
+    prefix: IPNetwork, route: Route, tunnel: Tunnel, facts: Facts
+) -> KernelRoute | None:
+    """What `route` to `prefix` is on a node of which `facts` hold; None: it is the network's."""
+    if route.node_ip is None:
+        return None
     source = facts.source(prefix.version)
-    if routing is Routing.DIRECT:
+    if route.routing is Routing.DIRECT:
         # Without `onlink`: the kernel itself refuses a node that is not on the segment.
-        return KernelRoute(facts.device_towards(route.node_ip), route.node_ip, source)
-    return KernelRoute(TUNNEL_DEVICE, None, source, tunnel_mtu(facts, route.node_ip.version))
+        device = facts.device_towards(route.node_ip)
+        return KernelRoute(device, route.node_ip, source, facts.given_mtu)
+    return KernelRoute(tunnel.device, None, source, tunnel_mtu(facts, route.node_ip.version))
 
 
 def tunnel_mtu(facts: Facts, outside: int = 4) -> int:
     """Bytes that fit into the tunnel; `outside` is the IP version of the nodes' addresses."""
-    return max(_MINIMUM_MTU, facts.mtu - OVERHEAD[outside])
+    return max(_MINIMUM_MTU, (facts.given_mtu or facts.mtu) - OVERHEAD[outside])
 
 
 class RouteTarget:
@@ -50,7 +48,9 @@ class RouteTarget:
     A row whose node cannot be reached directly fails with ENETUNREACH, and says so.
     """
 
-    def __init__(self, netlink: Netlink, prepare: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self, netlink: Netlink, tunnel: Tunnel, prepare: Callable[[], Awaitable[object]]
+    ) -> None:
         """
         Args:
             prepare: has the rule and the device there, with whatever must be attached to it. Called
@@ -60,7 +60,7 @@ class RouteTarget:
         self._prepare = prepare
         self._preparing = False
         self._heard: list[Change] = []  # while preparing
-        self._devices: set[str] = {TUNNEL_DEVICE}
+        self._devices = {tunnel.device}
         self._up: dict[str, int] = {}  # index of the devices that were up at the last comparison
 
     async def actual(self) -> Mapping[IPNetwork, KernelRoute]:

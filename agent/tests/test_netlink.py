@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.kernel.netlink import TUNNEL_DEVICE, Netlink
+from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
+from agent.kernel.tunnel import Tunnel
 from agent.tests.netns import in_namespace, sh
 from clustermesh.model import IPNetwork
 
@@ -20,6 +21,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
 ]
 
+VXLAN = Tunnel()
+
 
 def prefixes(within: str, length: int, count: int) -> list[IPNetwork]:
     return list(islice(ip_network(within).subnets(new_prefix=length), count))
@@ -27,25 +30,25 @@ def prefixes(within: str, length: int, count: int) -> list[IPNetwork]:
 
 def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
     async def body(netlink: Netlink) -> None:
-        await netlink.ensure_tunnel_device(1450)
-        shown = sh(f"ip -d link show {TUNNEL_DEVICE}")
+        await netlink.ensure_tunnel_device(1450, VXLAN)
+        shown = sh(f"ip -d link show {VXLAN.device}")
         assert "NOARP,UP" in shown
         assert "mtu 1450" in shown
         assert "vxlan external" in shown
         assert "dstport 8472 nolearning" in shown
         assert "udp6zerocsumtx udp6zerocsumrx" in shown
-        assert Path(f"/proc/sys/net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter").read_text() == "2\n"
+        assert Path(f"/proc/sys/net/ipv4/conf/{VXLAN.device}/rp_filter").read_text() == "2\n"
 
     in_namespace(body)
 
 
 def test_a_device_that_is_right_is_adopted_and_one_that_is_nearly_right_is_put_right() -> None:
     async def body(netlink: Netlink) -> None:
-        index = await netlink.ensure_tunnel_device(1450)
-        assert await netlink.ensure_tunnel_device(1450) == index
-        sh(f"ip link set {TUNNEL_DEVICE} mtu 1300 arp on down")
-        assert await netlink.ensure_tunnel_device(1450) == index
-        shown = sh(f"ip link show {TUNNEL_DEVICE}")
+        index = await netlink.ensure_tunnel_device(1450, VXLAN)
+        assert await netlink.ensure_tunnel_device(1450, VXLAN) == index
+        sh(f"ip link set {VXLAN.device} mtu 1300 arp on down")
+        assert await netlink.ensure_tunnel_device(1450, VXLAN) == index
+        shown = sh(f"ip link show {VXLAN.device}")
         assert "NOARP,UP" in shown
         assert "mtu 1450" in shown
 
@@ -54,24 +57,24 @@ def test_a_device_that_is_right_is_adopted_and_one_that_is_nearly_right_is_put_r
 
 def test_a_device_with_another_port_or_mode_is_made_anew() -> None:
     async def body(netlink: Netlink) -> None:
-        first = await netlink.ensure_tunnel_device(1450)
-        second = await netlink.ensure_tunnel_device(1450, port=8473)
+        first = await netlink.ensure_tunnel_device(1450, VXLAN)
+        second = await netlink.ensure_tunnel_device(1450, Tunnel(udp_port=8473))
         assert second != first
-        sh(f"ip link del {TUNNEL_DEVICE}")
-        sh(f"ip link add {TUNNEL_DEVICE} type vxlan id 1 dstport 8472")
-        await netlink.ensure_tunnel_device(1450)
-        assert "vxlan external" in sh(f"ip -d link show {TUNNEL_DEVICE}")
+        sh(f"ip link del {VXLAN.device}")
+        sh(f"ip link add {VXLAN.device} type vxlan id 1 dstport 8472")
+        await netlink.ensure_tunnel_device(1450, VXLAN)
+        assert "vxlan external" in sh(f"ip -d link show {VXLAN.device}")
 
     in_namespace(body)
 
 
 def test_a_strangers_device_of_our_name_is_left_alone() -> None:
     async def body(netlink: Netlink) -> None:
-        sh(f"ip link add {TUNNEL_DEVICE} type bridge")
-        with pytest.raises(FileExistsError, match="not a VXLAN device"):
-            await netlink.ensure_tunnel_device(1450)
+        sh(f"ip link add {VXLAN.device} type bridge")
+        with pytest.raises(FileExistsError, match="is no vxlan device"):
+            await netlink.ensure_tunnel_device(1450, VXLAN)
         await netlink.remove_everything()
-        assert "bridge" in sh(f"ip -d link show {TUNNEL_DEVICE}")
+        assert "bridge" in sh(f"ip -d link show {VXLAN.device}")
 
     in_namespace(body)
 
@@ -81,7 +84,7 @@ def test_a_port_that_another_tunnel_has_is_named() -> None:
         sh("ip link add flannel.1 type vxlan id 1 dstport 8472")
         sh("ip link set flannel.1 up")
         with pytest.raises(OSError, match="cm_vxlan on UDP port 8472: Address already in use"):
-            await netlink.ensure_tunnel_device(1450)
+            await netlink.ensure_tunnel_device(1450, VXLAN)
 
     in_namespace(body)
 
@@ -111,8 +114,8 @@ def test_forwarding_goes_on_and_router_advertisements_are_still_heard() -> None:
 @pytest.mark.parametrize(("within", "length"), [("10.0.0.0/8", 26), ("fd00::/32", 64)])
 def test_50_000_routes_are_added_read_and_deleted_within_seconds(within: str, length: int) -> None:
     async def body(netlink: Netlink) -> None:
-        device = KernelRoute(TUNNEL_DEVICE, mtu=1450)
-        await netlink.ensure_tunnel_device(1450)
+        device = KernelRoute(VXLAN.device, mtu=1450)
+        await netlink.ensure_tunnel_device(1450, VXLAN)
         wanted = dict.fromkeys(prefixes(within, length, 50_000), device)
         begin = time.monotonic()
         assert await netlink.routes.apply(wanted, []) == {}
@@ -129,15 +132,15 @@ def test_50_000_routes_are_added_read_and_deleted_within_seconds(within: str, le
 
 def test_every_kind_of_route_is_read_back_as_it_was_written() -> None:
     async def body(netlink: Netlink) -> None:
-        await netlink.ensure_tunnel_device(1450)
+        await netlink.ensure_tunnel_device(1450, VXLAN)
         v4, v6 = ip_address("172.30.1.9"), ip_address("fd00:30::9")
         own4, own6 = ip_address("172.30.1.1"), ip_address("fd00:30::1")
         wanted = {
             ip_network("10.9.0.0/24"): KernelRoute("eth0", v4, own4),
             ip_network("10.9.1.0/24"): KernelRoute("eth0", v6),
-            ip_network("10.9.2.0/24"): KernelRoute(TUNNEL_DEVICE, None, own4, 1450),
+            ip_network("10.9.2.0/24"): KernelRoute(VXLAN.device, None, own4, 1450),
             ip_network("fd09::/64"): KernelRoute("eth0", v6, own6),
-            ip_network("fd09:1::/64"): KernelRoute(TUNNEL_DEVICE, None, None, 1430),
+            ip_network("fd09:1::/64"): KernelRoute(VXLAN.device, None, None, 1430),
         }
         assert await netlink.routes.apply(wanted, []) == {}
         assert await netlink.routes.dump() == wanted
@@ -191,9 +194,9 @@ def test_removing_everything_leaves_what_others_have() -> None:
         )
         before = [sh(query) for query in queries]
 
-        await netlink.ensure_tunnel_device(1450)
+        await netlink.ensure_tunnel_device(1450, VXLAN)
         await netlink.ensure_rule()
-        ours = {ip_network(p): KernelRoute(TUNNEL_DEVICE) for p in ("10.9.0.0/24", "fd09::/64")}
+        ours = {ip_network(p): KernelRoute(VXLAN.device) for p in ("10.9.0.0/24", "fd09::/64")}
         assert await netlink.routes.apply(ours, []) == {}
         assert await netlink.routes.dump() == ours
         assert [sh(query) for query in queries] != before

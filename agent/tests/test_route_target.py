@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from agent.kernel.facts import Facts
-from agent.kernel.netlink import TUNNEL_DEVICE, Netlink
+from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.routes import RouteSocket
-from agent.rows import Route
-from agent.targets.routes import RouteTarget, Routing, kernel_route
+from agent.kernel.tunnel import Tunnel
+from agent.rows import Route, Routing
+from agent.targets.routes import RouteTarget, kernel_route
 from agent.tests.netns import in_namespace, sh
 from clustermesh.model import ClusterName, IPNetwork
 from clustermesh.state import Reconciler, Table
@@ -32,16 +33,19 @@ FACTS = Facts(
     pod_cidrs=(ip_network("10.1.1.0/24"), ip_network("fd00:10:1:1::/64")),
 )
 
+VXLAN = Tunnel()
+
 WITHIN = 20.0
 """Seconds: far more than it takes on a busy machine, far less than between two comparisons."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 
-def show(prefix: str, node_ip: str, routing: Routing) -> str:
+def show(prefix: str, node_ip: str, routing: Routing, facts: Facts = FACTS) -> str:
     """A route, as `ip route` would print it."""
-    row = Route(ClusterName("west"), "node1", ip_address(node_ip))
-    route = kernel_route(ip_network(prefix), row, routing, FACTS)
+    row = Route(ClusterName("west"), "node1", ip_address(node_ip), routing)
+    route = kernel_route(ip_network(prefix), row, VXLAN, facts)
+    assert route is not None
     words = {"via": route.gateway, "dev": route.device, "src": route.source, "mtu": route.mtu}
     return " ".join(f"{word} {value}" for word, value in words.items() if value is not None)
 
@@ -98,18 +102,20 @@ def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUN
     async def main(netlink: Netlink) -> None:
         async def prepare() -> None:
             keeper.comparisons += 1
-            await netlink.ensure_tunnel_device(1450)
+            await netlink.ensure_tunnel_device(1450, VXLAN)
             await netlink.ensure_rule()
 
-        keeper = Kept(netlink, RouteTarget(netlink, prepare))
+        keeper = Kept(netlink, RouteTarget(netlink, VXLAN, prepare))
         facts = await netlink.facts(node_ips=[ip_address("172.30.1.1")])
         for prefix, node_ip in (
             *(("10.2.1.0/24", "172.30.2.1"), ("10.2.2.0/24", "172.30.2.2")),
             *(("fd00:10:2:1::/64", "fd00:30::2:1"), ("fd00:10:2:2::/64", "fd00:30::2:2")),
         ):
-            row = Route(ClusterName("west"), "node", ip_address(node_ip))
+            row = Route(ClusterName("west"), "node", ip_address(node_ip), routing)
             network = ip_network(prefix)
-            keeper.writer.put(network, kernel_route(network, row, routing, facts))
+            wanted = kernel_route(network, row, VXLAN, facts)
+            assert wanted is not None
+            keeper.writer.put(network, wanted)
         keeper.writer.list_done()
         with contextlib.closing(keeper.looker):
             async with asyncio.TaskGroup() as tasks:
@@ -121,7 +127,7 @@ def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUN
     in_namespace(main)
 
 
-@pytest.mark.parametrize("routing", list(Routing))
+@pytest.mark.parametrize("routing", [Routing.TUNNEL, Routing.DIRECT])
 @needs_root
 @pytest.mark.kernel
 def test_a_route_that_somebody_deletes_or_changes_is_put_back(routing: Routing) -> None:
@@ -142,9 +148,9 @@ def test_a_route_that_somebody_deletes_or_changes_is_put_back(routing: Routing) 
 @pytest.mark.kernel
 def test_a_device_that_is_removed_or_taken_down_is_put_back_with_its_routes() -> None:
     async def body(keeper: Kept) -> None:
-        sh(f"ip link del {TUNNEL_DEVICE}")
+        sh(f"ip link del {VXLAN.device}")
         await keeper.put_back()
-        sh(f"ip link set {TUNNEL_DEVICE} down")
+        sh(f"ip link set {VXLAN.device} down")
         await keeper.put_back()
 
     kept(body)
@@ -167,17 +173,17 @@ def test_a_rule_that_somebody_deletes_is_put_back() -> None:
 @pytest.mark.kernel
 def test_what_is_taken_away_just_after_it_was_made_ready_is_made_ready_again() -> None:
     async def body(netlink: Netlink) -> None:
-        spoilers = ["ip -6 rule del priority 195", f"ip link del {TUNNEL_DEVICE}"]
+        spoilers = ["ip -6 rule del priority 195", f"ip link del {VXLAN.device}"]
 
         async def prepare() -> None:
-            await netlink.ensure_tunnel_device(1450)
+            await netlink.ensure_tunnel_device(1450, VXLAN)
             await netlink.ensure_rule()
             if spoilers:
                 sh(spoilers.pop())
 
-        assert await RouteTarget(netlink, prepare).actual() == {}
+        assert await RouteTarget(netlink, VXLAN, prepare).actual() == {}
         assert "1995" in sh("ip -6 rule")
-        sh(f"ip link show {TUNNEL_DEVICE}")
+        sh(f"ip link show {VXLAN.device}")
         assert not spoilers
 
     in_namespace(body)
@@ -214,7 +220,7 @@ def test_direct_routes_come_back_with_the_underlay() -> None:
 def test_own_writes_and_other_tables_are_not_drift() -> None:
     async def body(netlink: Netlink) -> None:
         async def prepare() -> None:
-            await netlink.ensure_tunnel_device(1450)
+            await netlink.ensure_tunnel_device(1450, VXLAN)
 
         async def tell() -> None:
             async for keys in target.drift():
@@ -223,11 +229,11 @@ def test_own_writes_and_other_tables_are_not_drift() -> None:
                     return
 
         heard: list[Any] = []
-        target = RouteTarget(netlink, prepare)
+        target = RouteTarget(netlink, VXLAN, prepare)
         assert await target.actual() == {}
         listener = asyncio.create_task(tell(), name="drift")
         await asyncio.sleep(0)
-        routes = {ip_network("10.3.0.0/24"): KernelRoute(TUNNEL_DEVICE)}
+        routes = {ip_network("10.3.0.0/24"): KernelRoute(VXLAN.device)}
         assert await target.apply(routes, []) == {}
         assert await target.apply({}, routes) == {}
         sh("ip route add 10.60.0.0/24 dev eth0")

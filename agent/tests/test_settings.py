@@ -6,6 +6,7 @@ import pytest
 
 from agent.settings import AgentSettings
 from clustermesh.errors import UserError
+from clustermesh.model import ClusterName
 from clustermesh.settings import read_settings
 
 NEEDED = {
@@ -44,6 +45,10 @@ def test_what_must_be_said_is_enough() -> None:
         ({"cluster_name": "East"}, "'East' is no cluster name"),
         ({"listen": "everywhere"}, "'everywhere' is no address"),
         ({"datapath": "iptables"}, 'Invalid value "iptables" for --datapath'),
+        ({"cluster_routing": "west=magic"}, "--cluster-routing: 'west=magic' names no routing"),
+        ({"cluster_routing": "West=direct"}, "'West' is no cluster name"),
+        ({"tunnel_port": "65536"}, "--tunnel-port 65536 is no port"),
+        ({"mtu": "1300"}, "--mtu 1300 is out of range"),
         ({"routing": "magic"}, 'Invalid value "magic" for --routing'),
     ],
 )
@@ -51,3 +56,9 @@ def test_a_mistake_is_named(flags: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         read(**flags)
     assert str(caught.value).startswith(message)
+
+
+def test_a_cluster_can_have_a_routing_of_its_own() -> None:
+    routings = read(routing="direct", cluster_routing="west=native,north=tunnel").routings
+    names = [ClusterName(name) for name in ("west", "north", "south")]
+    assert [str(routings.to(name)) for name in names] == ["native", "tunnel", "direct"]
