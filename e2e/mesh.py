@@ -303,11 +303,11 @@ class Mesh:
         held: Report = json.loads(self.run(node, *command))
         return held
 
-    def cluster_ips(self, cluster: str, name: str) -> tuple[str, str]:
-        """The IPv4 and the IPv6 address of a service in a cluster."""
+    def cluster_ips(self, cluster: str, name: str) -> Sequence[str]:
+        """The addresses of a service in a cluster: the IPv4 one first, if there are both."""
         file = self.manifests_dir(cluster) / "applied" / f"service.default.{name}.yaml"
-        v4, v6 = yaml.safe_load(file.read_text())["spec"]["clusterIPs"]
-        return v4, v6
+        ips: list[str] = yaml.safe_load(file.read_text())["spec"]["clusterIPs"]
+        return ips
 
     def etcd(self, cluster: str, ask: Callable[[Etcd], Any]) -> Any:
         """What the coroutine function `ask` gives, as the administrator of a cluster's etcd."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -264,7 +265,7 @@ def test_the_kernel_holds_what_is_wanted(mesh: Mesh) -> None:
         }
 
 
-def _frontend_addresses(ips: tuple[str, str]) -> list[str]:
+def _frontend_addresses(ips: Sequence[str]) -> list[str]:
     hosts = [f"[{ip}]" if ":" in ip else ip for ip in ips]
     return [
         f"{host}:{port['port']}/{port.get('protocol', 'TCP')}"

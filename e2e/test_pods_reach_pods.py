@@ -1,61 +1,85 @@
-"""Pods of different clusters reach each other node to node, by either routing."""
+"""Pods of different clusters reach each other node to node, by every routing, over every family."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Final
 
 import pytest
 
 from .conftest import NewMesh
 from .mesh import Mesh, service
 
+_MESHES: Final = {
+    "tunnel": ("--routing=tunnel",),
+    "direct": ("--routing=direct",),
+    "native": ("--routing=native",),
+    "by-cluster": ("--agent=cluster-routing=cluster1=direct,cluster2=direct",),
+    "tunnel-6": ("--family=6", "--agent=tunnel-port=4790", "--agent=mtu=1400"),
+    "direct-6": ("--routing=direct", "--family=6"),
+}
 
-@pytest.fixture(scope="module", params=["tunnel", "direct"])
+
+@pytest.fixture(scope="module", params=_MESHES)
 def mesh(request: pytest.FixtureRequest, new_mesh: NewMesh) -> Mesh:
-    made = new_mesh(request.param, "--pods=1", f"--routing={request.param}")
+    made = new_mesh(request.param, "--pods=1", *_MESHES[request.param])
     for cluster in ("cluster1", "cluster2"):
         made.apply(cluster, service("echo"))
     made.wait_for_backends("echo", cluster1=2, cluster2=2)
     return made
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_every_pod_reaches_every_pod_of_the_other_cluster(mesh: Mesh, family: int) -> None:
+def test_every_pod_reaches_every_pod_of_the_other_cluster(mesh: Mesh) -> None:
     pods = [pod for node in mesh.nodes for pod in node.pods]
     for client, server in itertools.permutations(pods, 2):
-        if client.cluster != server.cluster:
-            address = server.addresses[family == 6]
+        if client.cluster == server.cluster:
+            continue
+        cluster = mesh.world.sandbox.cluster(server.cluster)
+        for own, address in zip(
+            cluster.used(client.addresses), cluster.used(server.addresses), strict=True
+        ):
             for mode in ("tcp", "udp"):
                 report = mesh.call(client.place, mode, address, 8080)
                 assert report["pods"] == {server.place: 1}, (client.place, mode, report)
-                assert set(report["clients"]) == {str(client.addresses[family == 6])}
+                assert set(report["clients"]) == {str(own)}
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_packets_of_any_size_arrive(mesh: Mesh, family: int) -> None:
+def test_packets_of_any_size_arrive(mesh: Mesh) -> None:
     """A tunnel takes bytes of every packet: what is too large is answered with what would fit."""
-    server = mesh.world.sandbox.cluster("cluster2").nodes[1].pods[0]
-    address = str(server.addresses[family == 6])
-    for size in (64, 1300, 1400, 1472, 3000, 9000):
-        mesh.run("cluster1/node1/pod1", "ping", "-n", "-c3", "-i0.05", "-s", str(size), address)
-    said = mesh.run("cluster1/node1/pod1", "python3", "-c", _SEND_MUCH, address)
-    assert int(said) == 4 << 20
+    cluster = mesh.world.sandbox.cluster("cluster2")
+    for address in cluster.used(cluster.nodes[1].pods[0].addresses):
+        for size in (64, 1300, 1400, 1472, 3000, 9000):
+            ping = ("ping", "-n", "-c3", "-i0.05", "-s", str(size), str(address))
+            mesh.run("cluster1/node1/pod1", *ping)
+        said = mesh.run("cluster1/node1/pod1", "python3", "-c", _SEND_MUCH, str(address))
+        assert int(said) == 4 << 20
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_node_reaches_the_pods_of_the_other_cluster(mesh: Mesh, family: int) -> None:
+def test_a_node_reaches_the_pods_of_the_other_cluster(mesh: Mesh) -> None:
     """So do pods on the host's network, and probes."""
     for client, server in itertools.permutations(mesh.nodes, 2):
         if client.cluster != server.cluster:
             pod = server.pods[0]
-            report = mesh.call(client.place, "tcp", pod.addresses[family == 6], 8080)
-            assert report["pods"] == {pod.place: 1}, (client.place, report)
+            for address in mesh.world.sandbox.cluster(server.cluster).used(pod.addresses):
+                report = mesh.call(client.place, "tcp", address, 8080)
+                assert report["pods"] == {pod.place: 1}, (client.place, report)
 
 
 @pytest.mark.parametrize("client", ["cluster1/node1", "cluster2/node2/pod1"])
 def test_nodes_and_pods_are_balanced_alike(mesh: Mesh, client: str) -> None:
     for address in mesh.cluster_ips(client.partition("/")[0], "echo"):
         assert mesh.answers(client, "tcp", address, 80) == {"cluster1", "cluster2"}
+
+
+def test_show_routes_says_how_each_cluster_is_reached(mesh: Mesh) -> None:
+    sandbox = mesh.world.sandbox
+    for node in mesh.nodes:
+        wanted = "direct" if "cluster1=direct" in "".join(sandbox.agent) else sandbox.routing
+        rows = mesh.table(node.place, "routes")
+        assert [row["routing"] for row in rows] == [wanted] * 2 * len(sandbox.versions)
+        for version in sandbox.versions:
+            routes = mesh.attempt(node.place, "ip", f"-{version}", "route", "show", "table", "1995")
+            assert len(routes.stdout.splitlines()) == (0 if wanted == "native" else 2)
 
 
 # One connection to the server that sends everything back; prints how many bytes came.

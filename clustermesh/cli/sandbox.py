@@ -38,8 +38,10 @@ def up(
     clusters: int = 2,
     nodes: int = 2,
     pods: int = 2,
-    routing: Literal["tunnel", "direct"] = "tunnel",
+    routing: Literal["tunnel", "direct", "native"] = "tunnel",
+    family: Literal["4", "6", "dual"] = "dual",
     api: Literal["dir", "kube"] = "dir",
+    agent: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
     name: Name = "default",
     connect: bool = True,
 ) -> None:
@@ -53,12 +55,23 @@ def up(
         nodes: How many in each cluster.
         pods: How many on each node.
         routing: How packets get from cluster to cluster.
+        family: The versions of IP, of nodes and pods alike.
         api: The Kubernetes of each cluster: manifests in a directory, or a real API server with
             controllers (kube), whose programs `python -m clustermesh.sandbox.kube.programs` makes.
+        agent: NAME=VALUE, another setting of all agents, such as mtu=1400; may be repeated.
         connect: Connect every cluster with every other.
     """
     started = time.monotonic()
-    wanted = sandbox(name, clusters=clusters, nodes=nodes, pods=pods, routing=routing, api=api)
+    wanted = sandbox(
+        name,
+        clusters=clusters,
+        nodes=nodes,
+        pods=pods,
+        routing=routing,
+        api=api,
+        family=family,
+        agent=agent,
+    )
     world = World(wanted)
     if world.has_api_servers:
         kube_assets()  # before anything is made: it says how to get them

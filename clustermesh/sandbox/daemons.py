@@ -32,6 +32,7 @@ from certs.store import write_atomically
 from clustermesh.cli.client import AGENT, APISERVER
 from clustermesh.cli.status import Report, gather
 from clustermesh.errors import UserError
+from clustermesh.model import IPAddress
 
 from . import process, topology
 from .kube.control_plane import ControlPlane
@@ -377,7 +378,7 @@ class World:
 
     def _etcd(self, cluster: Cluster) -> Sequence[str]:
         store = self._certs(cluster)
-        here = f"https://{cluster.control.addresses.v4}:{_ETCD_PORT}"
+        here = f"https://{host(cluster.address)}:{_ETCD_PORT}"
         peer = "http://127.0.0.1:2380"
         flags = {
             "name": cluster.name,
@@ -425,6 +426,7 @@ class World:
             f"--cgroup={cgroup_mount() / self.sandbox.cgroup_of(node)}",
             f"--state-dir={self.sandbox.state(node)}",
             f"--mesh-node-dir={self._manifests_dir(cluster)}",
+            *(f"--{setting}" for setting in self.sandbox.agent),
         ]
 
     def _control(self, cluster: Cluster, program: str) -> Part:
@@ -495,7 +497,7 @@ class World:
     def _write_client(self, path: Path, cluster: Cluster, user: str) -> None:
         store = self._certs(cluster)
         content = {
-            "endpoints": [f"https://{cluster.control.addresses.v4}:{_ETCD_PORT}"],
+            "endpoints": [f"https://{host(cluster.address)}:{_ETCD_PORT}"],
             "trusted-ca-file": str(store / "ca.crt"),
             "cert-file": str(store / f"{user}.crt"),
             "key-file": str(store / f"{user}.key"),
@@ -539,6 +541,11 @@ def _program(name: str) -> str:
             f"there is no program {name}", hint="apt-get install etcd-server, or make setup"
         )
     return found
+
+
+def host(ip: IPAddress) -> str:
+    """An address as it stands in a URL."""
+    return f"[{ip}]" if ip.version == 6 else str(ip)
 
 
 def search_path() -> str:

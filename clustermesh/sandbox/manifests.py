@@ -8,7 +8,7 @@ EndpointSlices of its Services are written from the pods that run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,7 +20,7 @@ from apiserver.objects import KINDS
 from certs.store import write_atomically
 from clustermesh.errors import UserError
 
-from .model import Cluster, Node, Pod
+from .model import Cluster, Node, Pod, used
 
 NAMESPACE: Final = "default"
 PORTS: Final = (("http", 8080, "TCP"), ("udp", 8080, "UDP"), ("stream", 8081, "TCP"))
@@ -70,7 +70,8 @@ class Manifests:
         """See Kubernetes."""
         self._applied.mkdir(parents=True, exist_ok=True)
         namespace = _object("v1", "Namespace", NAMESPACE, "")
-        nodes = [node_object(node) for node in self._cluster.nodes]
+        versions = self._cluster.versions
+        nodes = [node_object(node, versions) for node in self._cluster.nodes]
         self._write("cluster.yaml", [namespace, *nodes])
         self.update(is_running)
 
@@ -110,12 +111,15 @@ class Manifests:
         pods = [pod for node in self._cluster.nodes for pod in node.pods]
         running = {pod.place: is_running(pod) for pod in pods}
         nodes = {node.name: node for node in self._cluster.nodes}
-        documents = [pod_object(pod, nodes[pod.node], ready=running[pod.place]) for pod in pods]
+        versions = self._cluster.versions
+        documents = [
+            pod_object(pod, nodes[pod.node], versions, ready=running[pod.place]) for pod in pods
+        ]
         self._write("pods.yaml", documents)
         written = [i for f in sorted(self._applied.glob("*.yaml")) for i in read_manifests(f)]
         own = {_service_of(item) for item in written if item["kind"] == "EndpointSlice"}
         services = [item for item in written if item["kind"] == "Service" and _key(item) not in own]
-        slices = [s for item in services for s in _slices(item, pods, running)]
+        slices = [s for item in services for s in _slices(item, pods, running, versions)]
         self._write("endpointslices.yaml", slices)
 
     def _give_addresses(self, service: Manifest) -> None:
@@ -132,7 +136,8 @@ class Manifests:
                     spec["clusterIPs"] = ips
                 taken.update(ips)
         if not spec.get("clusterIPs"):
-            hosts = (network.hosts() for network in self._cluster.service_cidrs)
+            networks = self._cluster.used(self._cluster.service_cidrs)
+            hosts = (network.hosts() for network in networks)
             spec["clusterIPs"] = [
                 next(str(ip) for ip in addresses if str(ip) not in taken) for addresses in hosts
             ]
@@ -169,19 +174,21 @@ def read_manifests(file: Path) -> list[Manifest]:
     return objects
 
 
-def node_object(node: Node) -> Manifest:
+def node_object(node: Node, versions: Sequence[int]) -> Manifest:
     """A Node, as its kubelet says it is."""
     return {
         **_object("v1", "Node", node.name, ""),
-        "spec": {"podCIDRs": [str(cidr) for cidr in node.pod_cidrs]},
+        "spec": {"podCIDRs": [str(cidr) for cidr in used(node.pod_cidrs, versions)]},
         "status": {
-            "addresses": [{"type": "InternalIP", "address": str(ip)} for ip in node.addresses],
+            "addresses": [
+                {"type": "InternalIP", "address": str(ip)} for ip in used(node.addresses, versions)
+            ],
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
 
 
-def pod_object(pod: Pod, node: Node, *, ready: bool) -> Manifest:
+def pod_object(pod: Pod, node: Node, versions: Sequence[int], *, ready: bool) -> Manifest:
     """A Pod, as the kubelet of its node says it is."""
     made = _object("v1", "Pod", f"{pod.node}-{pod.name}", NAMESPACE)
     made["metadata"]["labels"] = {"app": "echo", "node": pod.node}
@@ -191,11 +198,12 @@ def pod_object(pod: Pod, node: Node, *, ready: bool) -> Manifest:
         "serviceAccountName": "default",
         "containers": [{"name": "echo", "image": "echo", "ports": ports}],
     }
+    ips = [str(ip) for ip in used(pod.addresses, versions)]
     made["status"] = {
         "phase": "Running",
-        "hostIP": str(node.addresses.v4),
-        "podIP": str(pod.addresses.v4),
-        "podIPs": [{"ip": str(ip)} for ip in pod.addresses],
+        "hostIP": str(used(node.addresses, versions)[0]),
+        "podIP": ips[0],
+        "podIPs": [{"ip": ip} for ip in ips],
         "conditions": [{"type": "Ready", "status": str(ready)}],
         "containerStatuses": [
             {
@@ -212,7 +220,10 @@ def pod_object(pod: Pod, node: Node, *, ready: bool) -> Manifest:
 
 
 def _slices(
-    service: Manifest, pods: Iterable[Pod], running: Mapping[str, bool]
+    service: Manifest,
+    pods: Iterable[Pod],
+    running: Mapping[str, bool],
+    versions: Sequence[int],
 ) -> Iterator[Manifest]:
     """As the EndpointSlice controller: one for each family, none without a selector."""
     selector = service["spec"].get("selector")
@@ -220,7 +231,7 @@ def _slices(
         return
     chosen = [p for p in pods if selector.items() <= {"app": "echo", "node": p.node}.items()]
     ports = [made for port in service["spec"].get("ports", ()) if (made := _slice_port(port))]
-    for version in (4, 6):
+    for version in versions:
         addresses = [(p, p.addresses.v4 if version == 4 else p.addresses.v6) for p in chosen]
         name = service["metadata"]["name"]
         piece = _object("discovery.k8s.io/v1", "EndpointSlice", f"{name}-ipv{version}", NAMESPACE)

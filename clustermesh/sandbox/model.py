@@ -1,7 +1,8 @@
 """
 What a sandbox consists of: names, addresses and places, from a handful of numbers. Pure.
 
-    underlay      172.30.0.0/16, fd00:30::/64: a bridge that all nodes of all clusters are on
+    underlay      172.30.0.0/16, fd00:30::/64: a bridge that all nodes of all clusters are on;
+                  with native routing also a router, 172.30.0.254, which knows where all pods are
     clusterC      services 10.(100+C).0.0/16, fd00:110:C::/112
       control     172.30.C.254: its etcd and its apiserver
       nodeN       172.30.C.N, pods 10.C.N.0/24, fd00:10:C:N::/64
@@ -14,22 +15,23 @@ Sandboxes use the same addresses side by side: each is a world of namespaces of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, overload
 
 import msgspec
 
 from clustermesh.errors import UserError
-from clustermesh.model import ClusterId, ClusterName
+from clustermesh.model import ClusterId, ClusterName, IPAddress, IPNetwork
 
 ROOT: Final = Path("/run/clustermesh")
 CGROUP: Final = PurePosixPath("clustermesh-sandbox")  # below the mount of cgroup2
 UNDERLAY: Final = "underlay"
 
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
+_SETTING: Final = re.compile(r"[a-z][-a-z]*=")
 _LIMITS: Final = {"clusters": 99, "nodes": 200, "pods": 200}  # what the addresses have room for
 
 
@@ -47,7 +49,13 @@ class Networks(NamedTuple):
     v6: IPv6Network
 
 
+FAMILIES: Final[Mapping[str, tuple[int, ...]]] = {"4": (4,), "6": (6,), "dual": (4, 6)}
+"""IP versions by what a user calls them."""
+
+
 UNDERLAY_NETWORKS: Final = Networks(IPv4Network("172.30.0.0/16"), IPv6Network("fd00:30::/64"))
+ROUTER: Final = Addresses(IPv4Address("172.30.0.254"), IPv6Address("fd00:30::254"))
+"""Of the underlay, where that knows pod networks: with native routing."""
 
 
 class Pod(msgspec.Struct, frozen=True):
@@ -111,6 +119,29 @@ class Cluster(msgspec.Struct, frozen=True):
     service_cidrs: Networks
     control: Control
     nodes: tuple[Node, ...]
+    versions: tuple[int, ...]  # of IP, inside and outside; what has another one is not used
+
+    @overload
+    def used(self, pair: Addresses) -> list[IPAddress]: ...
+    @overload
+    def used(self, pair: Networks) -> list[IPNetwork]: ...
+    def used(self, pair: Addresses | Networks) -> Sequence[IPAddress | IPNetwork]:
+        """Those of a pair of addresses or networks that this cluster uses."""
+        return used(pair, self.versions)
+
+    @property
+    def address(self) -> IPAddress:
+        """At which others reach its control plane."""
+        return self.used(self.control.addresses)[0]
+
+
+@overload
+def used(pair: Addresses, versions: Sequence[int]) -> list[IPAddress]: ...
+@overload
+def used(pair: Networks, versions: Sequence[int]) -> list[IPNetwork]: ...
+def used(pair: Addresses | Networks, versions: Sequence[int]) -> Sequence[IPAddress | IPNetwork]:
+    """Those of a pair of addresses or networks that are of some versions of IP."""
+    return [one for one in pair if one.version in versions]
 
 
 Place: TypeAlias = Node | Control | Pod
@@ -125,7 +156,14 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
     pods: int = 2  # of each node
     routing: str = "tunnel"
     api: str = "dir"  # the Kubernetes side: manifests in a directory, or a real API server (kube)
+    family: str = "dual"
+    agent: tuple[str, ...] = ()  # more settings of all agents: NAME=VALUE
     root: Path = ROOT
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The versions of IP that there are."""
+        return FAMILIES[self.family]
 
     @property
     def directory(self) -> Path:
@@ -140,7 +178,9 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def members(self) -> tuple[Cluster, ...]:
         """The clusters."""
-        return tuple(_cluster(c, self.nodes, self.pods) for c in range(1, self.clusters + 1))
+        return tuple(
+            _cluster(c, self.nodes, self.pods, self.versions) for c in range(1, self.clusters + 1)
+        )
 
     def places(self) -> Iterator[Place]:
         """Every namespace but the underlay: control, nodes and pods, cluster by cluster."""
@@ -208,6 +248,8 @@ def sandbox(
     pods: int = 2,
     routing: str = "tunnel",
     api: str = "dir",
+    family: str = "dual",
+    agent: Iterable[str] = (),
     root: Path = ROOT,
 ) -> Sandbox:
     """
@@ -223,11 +265,18 @@ def sandbox(
             raise UserError(
                 f"{number} {what} are out of range", hint=f"choose {least}-{_LIMITS[what]}"
             )
-    if routing not in {"tunnel", "direct"}:
-        raise UserError(f"{routing!r} is no routing", hint="choose tunnel or direct")
+    if routing not in {"tunnel", "direct", "native"}:
+        raise UserError(f"{routing!r} is no routing", hint="choose tunnel, direct or native")
     if api not in {"dir", "kube"}:
         raise UserError(f"{api!r} is no Kubernetes API", hint="choose dir or kube")
-    return Sandbox(name, clusters, nodes, pods, routing, api, root)
+    if family not in FAMILIES:
+        raise UserError(f"{family!r} is no family", hint=f"choose {', '.join(FAMILIES)}")
+    if family != "dual" and api == "kube":
+        raise UserError(f"--family {family} is not for real API servers", hint="use --api dir")
+    for setting in (given := tuple(agent)):
+        if not _SETTING.match(setting):
+            raise UserError(f"{setting!r} is no setting of an agent", hint="write NAME=VALUE")
+    return Sandbox(name, clusters, nodes, pods, routing, api, family, given, root)
 
 
 def parse_name(name: str) -> str:
@@ -245,7 +294,7 @@ def parse_name(name: str) -> str:
     return name
 
 
-def _cluster(c: int, nodes: int, pods: int) -> Cluster:
+def _cluster(c: int, nodes: int, pods: int, versions: tuple[int, ...]) -> Cluster:
     name = ClusterName(f"cluster{c}")
     return Cluster(
         name=name,
@@ -255,6 +304,7 @@ def _cluster(c: int, nodes: int, pods: int) -> Cluster:
         ),
         control=Control(name, _underlay_addresses(c, 254), f"c{c}control"),
         nodes=tuple(_node(name, c, n, pods) for n in range(1, nodes + 1)),
+        versions=versions,
     )
 
 

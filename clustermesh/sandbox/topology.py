@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any, Final
@@ -21,8 +22,20 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from clustermesh.errors import UserError
+from clustermesh.model import IPAddress, IPNetwork
 
-from .model import ROOT, UNDERLAY_NETWORKS, Cluster, Control, Node, Pod, Sandbox, sandbox
+from .model import (
+    ROOT,
+    ROUTER,
+    UNDERLAY_NETWORKS,
+    Cluster,
+    Control,
+    Node,
+    Pod,
+    Sandbox,
+    sandbox,
+    used,
+)
 from .namespace import mount, run_in_new, run_inside
 from .remains import cgroup_mount, down
 
@@ -80,24 +93,30 @@ def _make_directories(wanted: Sandbox) -> None:
         if isinstance(place, Node):
             wanted.bpffs(place).mkdir()
             mount("bpf", wanted.bpffs(place), "bpf")
-    names = ("name", "clusters", "nodes", "pods", "routing", "api")
+    names = ("name", "clusters", "nodes", "pods", "routing", "api", "family", "agent")
     parameters = {name: getattr(wanted, name) for name in names}
     (wanted.directory / _PARAMETERS).write_text(json.dumps(parameters))
 
 
 def _make_network(wanted: Sandbox) -> None:
-    _make_namespace(wanted.namespace(None))
+    _make_namespace(wanted.namespace(None), forwarding=wanted.routing == "native")
     for place in wanted.places():
         _make_namespace(wanted.namespace(place), forwarding=isinstance(place, Node))
     _inside(wanted.namespace(None), partial(_join_underlay, wanted=wanted))
+    if wanted.routing == "native":
+        _inside(wanted.namespace(None), partial(_route_everything, wanted=wanted))
     for cluster in wanted.members:
         control = cluster.control
-        _inside(wanted.namespace(control), partial(_address_machine, machine=control))
+        _inside(
+            wanted.namespace(control), partial(_address_machine, cluster=cluster, machine=control)
+        )
         for node in cluster.nodes:
             fit = partial(_fit_node, wanted=wanted, cluster=cluster, node=node)
             _inside(wanted.namespace(node), fit)
             for pod in node.pods:
-                _inside(wanted.namespace(pod), partial(_fit_pod, node=node, pod=pod))
+                _inside(
+                    wanted.namespace(pod), partial(_fit_pod, cluster=cluster, node=node, pod=pod)
+                )
 
 
 def _make_namespace(path: Path, *, forwarding: bool = False) -> None:
@@ -136,40 +155,62 @@ def _join_underlay(ip: Any, wanted: Sandbox) -> None:
             ip.link("set", index=port, master=bridge, state="up")
 
 
-def _address_machine(ip: Any, machine: Node | Control) -> None:
+def _route_everything(ip: Any, wanted: Sandbox) -> None:
+    """Let the underlay be a router that knows where the pods of all clusters are."""
+    (_SYSCTL / "ipv4/conf/all/send_redirects").write_text("0")  # everybody is on one segment
+    bridge = ip.link_lookup(ifname="bridge")[0]
+    for address, network in zip(
+        used(ROUTER, wanted.versions), used(UNDERLAY_NETWORKS, wanted.versions), strict=True
+    ):
+        _add_address(ip, bridge, address, network.prefixlen)
+    for cluster in wanted.members:
+        for node in cluster.nodes:
+            for cidr, via in zip(
+                cluster.used(node.pod_cidrs), cluster.used(node.addresses), strict=True
+            ):
+                _add_route(ip, cidr, gateway=str(via))
+
+
+def _address_machine(ip: Any, cluster: Cluster, machine: Node | Control) -> None:
     eth0 = _up(ip, "eth0")
-    v4, v6 = UNDERLAY_NETWORKS
-    ip.addr("add", index=eth0, address=str(machine.addresses.v4), prefixlen=v4.prefixlen)
-    _add_ipv6(ip, eth0, str(machine.addresses.v6), v6.prefixlen)
+    for address, network in zip(
+        cluster.used(machine.addresses), cluster.used(UNDERLAY_NETWORKS), strict=True
+    ):
+        _add_address(ip, eth0, address, network.prefixlen)
 
 
 def _fit_node(ip: Any, wanted: Sandbox, cluster: Cluster, node: Node) -> None:
     """The node's own address, links to its pods, and routes to the pods of its cluster."""
-    _address_machine(ip, node)
+    _address_machine(ip, cluster, node)
     for pod in node.pods:
         _link(ip, pod.host_device, wanted.namespace(pod))
         device = _up(ip, pod.host_device)
-        ip.addr("add", index=device, address=str(node.gateways.v4), prefixlen=32)
-        _add_ipv6(ip, device, str(node.gateways.v6), 128)
-        ip.route("add", dst=f"{pod.addresses.v4}/32", oif=device, scope=_RT_SCOPE_LINK)
-        ip.route("add", family=AF_INET6, dst=f"{pod.addresses.v6}/128", oif=device)
+        for gateway, address in zip(
+            cluster.used(node.gateways), cluster.used(pod.addresses), strict=True
+        ):
+            _add_address(ip, device, gateway, gateway.max_prefixlen)
+            _add_route(ip, ip_network(address), oif=device)
     for other in cluster.nodes:
         if other.name == node.name:
             continue
-        for family, cidr, via in zip(
-            (AF_INET, AF_INET6), other.pod_cidrs, other.addresses, strict=True
+        for cidr, via in zip(
+            cluster.used(other.pod_cidrs), cluster.used(other.addresses), strict=True
         ):
-            ip.route("add", family=family, dst=str(cidr), gateway=str(via))
+            _add_route(ip, cidr, gateway=str(via))
+    if wanted.routing == "native":
+        for router in cluster.used(ROUTER):
+            _add_route(ip, _everything(router), gateway=str(router))
 
 
-def _fit_pod(ip: Any, node: Node, pod: Pod) -> None:
+def _fit_pod(ip: Any, cluster: Cluster, node: Node, pod: Pod) -> None:
     """The pod's addresses, and everything else by way of its node."""
     eth0 = _up(ip, "eth0")
-    ip.addr("add", index=eth0, address=str(pod.addresses.v4), prefixlen=32)
-    _add_ipv6(ip, eth0, str(pod.addresses.v6), 128)
-    for family, gateway, length in zip((AF_INET, AF_INET6), node.gateways, (32, 128), strict=True):
-        ip.route("add", family=family, dst=f"{gateway}/{length}", oif=eth0, scope=_RT_SCOPE_LINK)
-        ip.route("add", family=family, dst="default", gateway=str(gateway), oif=eth0)
+    for address, gateway in zip(
+        cluster.used(pod.addresses), cluster.used(node.gateways), strict=True
+    ):
+        _add_address(ip, eth0, address, address.max_prefixlen)
+        _add_route(ip, ip_network(gateway), oif=eth0)
+        _add_route(ip, _everything(gateway), oif=eth0, gateway=str(gateway))
 
 
 def _link(ip: Any, name: str, namespace: Path) -> None:
@@ -184,15 +225,20 @@ def _up(ip: Any, name: str) -> int:
     return index
 
 
-def _add_ipv6(ip: Any, device: int, address: str, length: int) -> None:
-    ip.addr(
-        "add",
-        index=device,
-        family=AF_INET6,
-        address=address,
-        prefixlen=length,
-        flags=_IFA_F_NODAD,
-    )
+def _add_address(ip: Any, device: int, address: IPAddress, length: int) -> None:
+    family, flags = (AF_INET, 0) if address.version == 4 else (AF_INET6, _IFA_F_NODAD)
+    ip.addr("add", index=device, family=family, address=str(address), prefixlen=length, flags=flags)
+
+
+def _add_route(ip: Any, to: IPNetwork, **way: Any) -> None:
+    """A route by `oif`, `gateway`, or both."""
+    if to.version == 4 and "gateway" not in way:
+        way["scope"] = _RT_SCOPE_LINK
+    ip.route("add", family=AF_INET if to.version == 4 else AF_INET6, dst=str(to), **way)
+
+
+def _everything(like: IPAddress) -> IPNetwork:
+    return ip_network("0.0.0.0/0" if like.version == 4 else "::/0")
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ def test_a_place_is_found_by_its_name_and_another_name_is_answered_with_what_the
         ({"clusters": 0}, "0 clusters are out of range (choose 1-99)"),
         ({"nodes": 201}, "201 nodes are out of range (choose 1-200)"),
         ({"pods": -1}, "-1 pods are out of range (choose 0-200)"),
-        ({"routing": "magic"}, "'magic' is no routing (choose tunnel or direct)"),
+        ({"routing": "magic"}, "'magic' is no routing (choose tunnel, direct or native)"),
         ({"api": "magic"}, "'magic' is no Kubernetes API (choose dir or kube)"),
     ],
 )

@@ -156,6 +156,10 @@ MATRIX: Final[Mapping[str, dict[str, Any]]] = {
             "logFormat": "json",
             "agent": {
                 "routing": "direct",
+                "clusterRouting": {"west": "native", "north": "tunnel"},
+                "tunnelProtocol": "geneve",
+                "tunnelPort": 6082,
+                "MTU": 1400,
                 "extraArgs": ["--log-level=warning"],
                 "extraEnv": [{"name": "A", "value": "b"}],
                 "extraVolumes": [{"name": "more", "emptyDir": {}}],

@@ -287,7 +287,7 @@ _UNKNOWN: Final[dict[str, Values]] = {
     "deep down": {"clustermesh": {"apiserver": {"service": {"typ": "NodePort"}}}},
     "of a cluster": {"clustermesh": {"config": {"clusters": [{"name": "w", "adress": "w"}]}}},
     "no number": {"clustermesh": {"apiserver": {"replicas": "two"}}},
-    "no choice": {"agent": {"routing": "native"}},
+    "no choice": {"agent": {"routing": "magic"}},
     "no name of a cluster": {"cluster": {"name": "East_1"}},
 }
 

@@ -106,3 +106,17 @@ log-level: {{ .Values.logLevel }}
 log-format: {{ .Values.logFormat }}
 clusters-dir: /etc/clustermesh/clusters
 {{- end -}}
+
+{{/* The settings of agents about how packets get to other clusters. */}}
+{{- define "clustermesh.agent.network" -}}
+{{- $agent := .Values.agent -}}
+{{- $clusters := list -}}
+{{- range $cluster, $routing := $agent.clusterRouting -}}
+{{- $clusters = append $clusters (printf "%s=%s" $cluster $routing) -}}
+{{- end -}}
+routing: {{ $agent.routing }}
+cluster-routing: {{ join "," $clusters | quote }}
+tunnel-protocol: {{ $agent.tunnelProtocol }}
+tunnel-port: {{ int $agent.tunnelPort }}
+mtu: {{ int $agent.MTU }}
+{{- end -}}

@@ -74,10 +74,16 @@ def _of_two(one: ClusterRow, other: ClusterRow) -> Iterator[Finding]:
             f"{pair} disagree about how many clusters there can be: {numbers}",
             "clustermesh.maxConnectedClusters must be the same in all",
         )
-    if one.routing != other.routing:
+    there, back = one.routing_to(other.name), other.routing_to(one.name)
+    if there != back:
         yield Finding(
-            f"{pair} route differently: {one.routing} and {other.routing}",
-            "agent.routing must be the same in all",
+            f"{pair} route differently: {there} and {back}",
+            "agent.routing must be the same in all, or agent.clusterRouting say so in both",
+        )
+    elif there == "tunnel" and one.tunnel != other.tunnel:
+        yield Finding(
+            f"{pair} have different tunnels: {one.tunnel} and {other.tunnel}",
+            "agent.tunnelProtocol and agent.tunnelPort must be the same in all",
         )
     if one.version != other.version:
         yield Finding(

@@ -168,6 +168,9 @@ class Settings(msgspec.Struct, frozen=True, rename="kebab"):
     cluster_id: int
     max_connected_clusters: int = 255
     routing: str = "tunnel"
+    cluster_routing: str = ""  # west=direct,north=native
+    tunnel_protocol: str = "vxlan"
+    tunnel_port: int = 0
 
 
 class _List(msgspec.Struct, frozen=True):

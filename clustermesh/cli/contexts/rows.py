@@ -37,6 +37,8 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     max_connected_clusters: int = 255
     routing: str = "tunnel"
+    cluster_routing: Mapping[str, str] = NOTHING  # where it is another one, by cluster
+    tunnel: str = ""  # protocol and port, as a person says them
     version: str = ""
     release: str = "clustermesh"  # of helm
     user: str = ""  # as whom its agents log in elsewhere: remote-NAME, or remote
@@ -51,6 +53,10 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     bundle_by_chart: bool = False  # that ConfigMap is written by helm
     peers: Mapping[ClusterName, str] = NOTHING  # the file of each connected cluster
     peers_by_chart: bool = False  # they are written by helm
+
+    def routing_to(self, cluster: ClusterName) -> str:
+        """How its nodes send to those of `cluster`."""
+        return self.cluster_routing.get(cluster, self.routing)
 
     def reached_at(self, endpoints: Sequence[str]) -> ClusterRow:
         """The same, if others reach it there; without endpoints itself."""

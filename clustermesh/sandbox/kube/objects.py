@@ -70,7 +70,7 @@ class Objects:
 
     def _create(self, is_running: Callable[[Pod], bool]) -> None:
         for node in self._cluster.nodes:
-            self._put(_NODES, node_object(node))
+            self._put(_NODES, node_object(node, self._cluster.versions))
         # An account is that controller's work, and no Pod can be without one.
         self._wait("its controllers do not work", lambda: self._api.exists(_ACCOUNT))
         for pod in self._pods(is_running):
@@ -83,7 +83,7 @@ class Objects:
 
     def _pods(self, is_running: Callable[[Pod], bool]) -> list[Manifest]:
         return [
-            pod_object(pod, node, ready=is_running(pod))
+            pod_object(pod, node, self._cluster.versions, ready=is_running(pod))
             for node in self._cluster.nodes
             for pod in node.pods
         ]

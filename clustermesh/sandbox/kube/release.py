@@ -69,7 +69,10 @@ class Release:
         }
         values = {
             "cluster": {"name": self._cluster.name, "id": self._cluster.id},
-            "agent": {"routing": self._sandbox.routing},
+            "agent": {
+                "routing": self._sandbox.routing,
+                "extraArgs": [f"--{setting}" for setting in self._sandbox.agent],
+            },
             "tls": {"ca": ca},
             "clustermesh": {
                 "apiserver": {
