@@ -43,43 +43,61 @@ static __always_inline bool endpoint_equal(const struct endpoint *a, const struc
 	return address_equal(a->ip, b->ip) && a->port == b->port;
 }
 
-/* Whether `backend` is among the backends of `frontend`, as far as is worth searching. */
-static __always_inline bool serves(const struct frontend *frontend, const struct endpoint *backend)
+/* The backend in a slot below the count of `frontend`; NULL if the frontend is no longer so. */
+static __always_inline const struct endpoint *backend_at(const struct frontend *frontend, __u32 slot)
 {
 	struct backend_key key = {
 		.frontend = frontend->id,
 		.generation = frontend->generation,
+		.slot = slot,
 	};
 
-	for (key.slot = 0; key.slot < SESSION_SEARCH; key.slot++) {
+	if (slot < NEAR_BACKENDS)
+		return &frontend->near[slot];
+	return bpf_map_lookup_elem(&backends, &key);
+}
+
+/* Whether `backend` is among the backends of `frontend`, as far as is worth searching. */
+static __always_inline bool serves(const struct frontend *frontend, const struct endpoint *backend)
+{
+	__u32 slot;
+
+	for (slot = 0; slot < SESSION_SEARCH; slot++) {
 		const struct endpoint *found;
 
-		if (key.slot >= frontend->count)
+		if (slot >= frontend->count)
 			return false;
-		found = bpf_map_lookup_elem(&backends, &key);
+		found = backend_at(frontend, slot);
 		if (found && endpoint_equal(found, backend))
 			return true;
 	}
 	return false;
 }
 
-/* Any backend of `frontend`; 0 or a negative reason. */
-static __always_inline int pick(const struct frontend *frontend, struct endpoint *backend)
+/*
+ * Any backend of `frontend`; 0 or a negative reason.
+ *
+ * The kernel gives the memory of a row that was replaced to the next one without waiting for its
+ * readers. So the row is looked up again when it has been read: else a connection could go to a
+ * backend of another service. That costs little, since all it looks at has just been looked at.
+ */
+static __always_inline int pick(const struct frontend_key *key, const struct frontend *frontend,
+				struct endpoint *backend)
 {
-	struct backend_key key = {
-		.frontend = frontend->id,
-		.generation = frontend->generation,
-	};
+	__u32 id = frontend->id, generation = frontend->generation, count = frontend->count;
 	const struct endpoint *found;
+	const struct frontend *again;
 
-	if (!frontend->count)
-		return -DROP_NO_BACKEND;
-	key.slot = bpf_get_prandom_u32() % frontend->count;
-	found = bpf_map_lookup_elem(&backends, &key);
-	if (!found)
+	if (count) {
+		found = backend_at(frontend, bpf_get_prandom_u32() % count);
+		if (!found)
+			return -DROP_STALE_FRONTEND;
+		*backend = *found;
+	}
+	again = bpf_map_lookup_elem(&frontends, key);
+	if (!again || again->id != id || again->generation != generation)
 		return -DROP_STALE_FRONTEND;
-	*backend = *found;
-	return 0;
+	return count ? 0 : -DROP_NO_BACKEND;
 }
 
 /*
@@ -89,6 +107,7 @@ static __always_inline int pick(const struct frontend *frontend, struct endpoint
  * together, as conntrack keeps them for kube-proxy.
  */
 static __always_inline int pick_session(__u64 cookie, const struct endpoint *to,
+					const struct frontend_key *frontend_key,
 					const struct frontend *frontend, struct endpoint *backend)
 {
 	struct session_key key = { .cookie = cookie, .frontend = *to };
@@ -105,7 +124,7 @@ static __always_inline int pick_session(__u64 cookie, const struct endpoint *to,
 		}
 	}
 	if (!found || !serves(frontend, &session.backend)) {
-		ret = pick(frontend, &session.backend);
+		ret = pick(frontend_key, frontend, &session.backend);
 		if (ret < 0)
 			return ret;
 	}
@@ -141,13 +160,14 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, struct endpoint
 	if (!frontend)
 		return 0;
 	cookie = bpf_get_socket_cookie(ctx);
-	ret = session ? pick_session(cookie, to, frontend, &backend) : pick(frontend, &backend);
+	ret = session ? pick_session(cookie, to, &key, frontend, &backend)
+		      : pick(&key, frontend, &backend);
 	if (ret == -DROP_STALE_FRONTEND) {
 		/* The service has just changed: its old generation is gone, the new complete. */
 		frontend = bpf_map_lookup_elem(&frontends, &key);
 		if (!frontend)
 			return 0;
-		ret = pick(frontend, &backend);
+		ret = pick(&key, frontend, &backend);
 	}
 	if (ret < 0)
 		return ret;

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from agent.kernel import layouts
 from agent.kernel.bpf import Map
 from agent.kernel.layouts import Direction, DropReason
 from agent.rows import IpcacheEntry
-from clustermesh.model import IPNetwork, L4Address
+from clustermesh.model import IPNetwork, L4Address, Protocol
 
 
 class FrontendRow(NamedTuple):
@@ -38,7 +39,7 @@ class Traffic(NamedTuple):
 
 def read_frontends(frontends: Map, backends: Map) -> tuple[list[FrontendRow], list[Slot]]:
     """
-    Every frontend, and the slots that belong to none.
+    Every frontend, and the slots in the map of backends that belong to none.
 
     The two maps are read one after the other. If somebody writes meanwhile, a changed frontend
     lacks slots, and the slots of the other generation seem to belong to none.
@@ -48,7 +49,7 @@ def read_frontends(frontends: Map, backends: Map) -> tuple[list[FrontendRow], li
     states = list(layouts.FRONTEND.iter_unpack(values))
     protocols = {
         (id_, generation): address.protocol
-        for address, (id_, generation, _) in zip(addresses, states, strict=True)
+        for address, (id_, generation, _, _) in zip(addresses, states, strict=True)
     }
     keys, values = backends.read()
     slots: dict[Slot, L4Address] = {}
@@ -64,10 +65,17 @@ def read_frontends(frontends: Map, backends: Map) -> tuple[list[FrontendRow], li
         else:
             slots[slot] = layouts.unpack_endpoint(ip, port, protocol)
     rows = []
-    for address, (id_, generation, count) in zip(addresses, states, strict=True):
-        mine = tuple(slots.pop(Slot(id_, generation, n), None) for n in range(count))
-        rows.append(FrontendRow(address, id_, generation, mine))
-    return rows, [*orphans, *slots]  # what is left lies beyond the count of its frontend
+    for address, (id_, generation, count, near) in zip(addresses, states, strict=True):
+        first = _near(near, count, address.protocol)
+        rest = (slots.pop(Slot(id_, generation, n), None) for n in range(layouts.NEAR, count))
+        rows.append(FrontendRow(address, id_, generation, (*first, *rest)))
+    return rows, [*orphans, *slots]  # what is left lies outside of its frontend's slots
+
+
+def _near(raw: bytes, count: int, protocol: Protocol) -> Iterator[L4Address]:
+    used = raw[: min(count, layouts.NEAR) * layouts.ENDPOINT.size]
+    for ip, port in layouts.ENDPOINT.iter_unpack(used):
+        yield layouts.unpack_endpoint(ip, port, protocol)
 
 
 def read_ipcache(ipcache: Map) -> dict[IPNetwork, IpcacheEntry]:

@@ -29,7 +29,11 @@ class Layout(struct.Struct):
 # Ports are in network order, and packed as such.
 ENDPOINT: Final = Layout("endpoint", ip="16s", port="H", pad="2x")
 FRONTEND_KEY: Final = Layout("frontend_key", ip="16s", port="H", protocol="B", pad="x")
-FRONTEND: Final = Layout("frontend", id="I", generation="I", count="I")
+NEAR: Final = 5
+"""How many backends are in the frontend itself."""
+FRONTEND: Final = Layout(
+    "frontend", id="I", generation="I", count="I", near=f"{NEAR * ENDPOINT.size}s"
+)
 BACKEND_KEY: Final = Layout("backend_key", frontend="I", generation="I", slot="I")
 CONNECTION_KEY: Final = Layout("connection_key", cookie="Q", backend="20s", pad="4x")
 SESSION_KEY: Final = Layout("session_key", cookie="Q", frontend="20s", pad="4x")

@@ -2,7 +2,7 @@
 Where things are pinned, so that they outlive the agent:
 
     <bpffs>/clustermesh/links/connect4 …              what is attached, whatever the schema
-    <bpffs>/clustermesh/v1-65536-1048576-512000/…     the maps of a schema
+    <bpffs>/clustermesh/v2-65536-1048576-512000/…     the maps of a schema
     <bpffs>/clustermesh/current                       symbolic link: the schema of what is attached
 
 A schema is the layouts of the structs and the sizes that are settings. The kernel reuses a pinned
@@ -22,7 +22,7 @@ from typing import Final
 from agent.kernel import links
 
 # STABLE API: pins are found again by the next version of the agent, and by `clustermesh show maps`.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Counted up with every change of a struct in `bpf/lib/types.h`."""
 
 _ROOT: Final = "clustermesh"

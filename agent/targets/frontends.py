@@ -1,10 +1,11 @@
 """
 Which backends each frontend has, in the maps `frontends` and `backends`.
 
-A service changes as a whole. Its backends are written as a new generation, slot by slot, beside the
-one in use; then the frontend's value is replaced, which the kernel does atomically; then the old
-slots are deleted. Whatever dies in between leaves the old service or the new one, and slots that
-nobody looks at, which the next `actual()` removes.
+A service changes as a whole. The first backends are in the frontend's value, and most services have
+no more. The others are written as a new generation, slot by slot, beside the one in use; then the
+value is replaced, which the kernel does atomically; then the old slots are deleted. Whatever dies
+in between leaves the old service or the new one, and slots that nobody looks at, which the next
+`actual()` removes.
 
 A new frontend may get the id of one that is gone, and sockets remember a backend by id and
 generation for as long as they live. So its first generation is drawn by lot.
@@ -59,7 +60,8 @@ class FrontendTarget:
         Write each service as a whole, or leave it as it was.
 
         Fails per row: EPROTONOSUPPORT for SCTP, EAFNOSUPPORT for a backend of another family than
-        its frontend, ENOSPC when a map is full. A changing service needs room for both generations.
+        its frontend, ENOSPC when a map is full. A service that changes needs slots for both
+        generations.
         """
         return await asyncio.to_thread(self._apply, puts, deletes)
 
@@ -102,17 +104,17 @@ class FrontendTarget:
         failed = {address: error for address in puts if (error := _refusal(address, puts[address]))}
         changes = [self._change(a, backends) for a, backends in puts.items() if a not in failed]
 
-        owners = [change for change in changes for _ in change.backends]
+        owners = [change for change in changes for _ in change.far]
         errors = self._backends.update(
             b"".join(layouts.BACKEND_KEY.pack(*slot) for c in changes for slot in _slots(*c.new)),
-            b"".join(layouts.pack_endpoint(backend) for c in changes for backend in c.backends),
+            b"".join(layouts.pack_endpoint(backend) for c in changes for backend in c.far),
         )
         failed |= {owners[index].address: error for index, error in errors.items()}
 
         complete = [change for change in changes if change.address not in failed]
         errors = self._frontends.update(
             b"".join(change.key for change in complete),
-            b"".join(layouts.FRONTEND.pack(*change.new) for change in complete),
+            b"".join(layouts.FRONTEND.pack(*change.new, change.near) for change in complete),
         )
         failed |= {complete[index].address: error for index, error in errors.items()}
 
@@ -129,7 +131,7 @@ class FrontendTarget:
 
     def _value(self, key: bytes) -> Value | None:
         value = self._frontends.get(key)
-        return layouts.FRONTEND.unpack(value) if value else None
+        return layouts.FRONTEND.unpack(value)[:3] if value else None
 
     def _delete_slots(self, slots: Iterable[Slot]) -> None:
         # What could not be deleted is in nobody's way, and is tried again by `actual`.
@@ -146,9 +148,19 @@ class _Change:
     old: Value | None
     new: Value
 
+    @property
+    def near(self) -> bytes:
+        """The backends that go into the frontend itself."""
+        return b"".join(map(layouts.pack_endpoint, self.backends[: layouts.NEAR]))
+
+    @property
+    def far(self) -> tuple[L4Address, ...]:
+        """Those that need slots."""
+        return self.backends[layouts.NEAR :]
+
 
 def _slots(id_: int, generation: int, size: int) -> Iterator[Slot]:
-    return (Slot(id_, generation, n) for n in range(size))
+    return (Slot(id_, generation, n) for n in range(layouts.NEAR, size))
 
 
 def _refusal(address: L4Address, backends: tuple[L4Address, ...]) -> OSError | None:

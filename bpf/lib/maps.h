@@ -20,7 +20,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } frontends SEC(".maps");
 
-/* Each backend of each frontend, by generation and slot. */
+/* The backends that have no place in their frontend, by generation and slot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

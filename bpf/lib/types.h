@@ -27,13 +27,20 @@ struct frontend_key {
 };
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
 
-/* The backends that a frontend has at present: of `id` and `generation`, slots 0 to count - 1. */
+/* How many backends are in the frontend itself: the kernel allocates 192 bytes, these fill them. */
+#define NEAR_BACKENDS 5
+
+/*
+ * The backends that a frontend has at present, in slots 0 to count - 1: the first ones are here,
+ * where they cost no second lookup, the others in the map of backends by `id` and `generation`.
+ */
 struct frontend {
 	__u32 id;
 	__u32 generation;
 	__u32 count; /* 0: connections are refused */
+	struct endpoint near[NEAR_BACKENDS];
 };
-_Static_assert(sizeof(struct frontend) == 12, "frontend");
+_Static_assert(sizeof(struct frontend) == 112, "frontend");
 
 struct backend_key {
 	__u32 frontend; /* frontend.id */

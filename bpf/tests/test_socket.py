@@ -97,10 +97,11 @@ async def test_a_protocol_that_has_no_frontend_there_is_left_alone(
     assert pod.do(call, "UDP", *V4) == "ENETUNREACH"
 
 
+@pytest.mark.parametrize("each", [1, layouts.NEAR], ids=["in the frontend", "beyond it"])
 async def test_connections_are_spread_over_all_backends(
-    datapath: Datapath, cgroup: Path, pod: Node
+    datapath: Datapath, cgroup: Path, pod: Node, each: int
 ) -> None:
-    await write(datapath, {"10.96.0.1:80": ["10.1.0.1:8080", "10.1.0.2:8080"]})
+    await write(datapath, {"10.96.0.1:80": ["10.1.0.1:8080"] * each + ["10.1.0.2:8080"] * each})
     datapath.attach_sockets(cgroup)
     seen = {pod.do(call, "TCP", *V4) for _ in range(60)}
     assert seen == {"10.1.0.1:8080 as 10.96.0.1:80", "10.1.0.2:8080 as 10.96.0.1:80"}
@@ -119,8 +120,9 @@ async def test_datagrams_of_a_socket_stay_with_one_backend_while_it_is_in_the_se
     assert {backends[0] for backends in by_socket} == set(both)
 
 
+@pytest.mark.parametrize("others", [0, layouts.NEAR], ids=["in the frontend", "beyond it"])
 async def test_a_service_that_changes_moves_only_the_sockets_of_a_lost_backend(
-    datapath: Datapath, cgroup: Path, pod: Node
+    datapath: Datapath, cgroup: Path, pod: Node, others: int
 ) -> None:
     everywhere = {"10.96.0.1:80": ["10.1.0.1:8080", "10.1.0.2:8080"]}
     await write(datapath, everywhere)
@@ -129,7 +131,8 @@ async def test_a_service_that_changes_moves_only_the_sockets_of_a_lost_backend(
 
     first = pod.do(kept_send, *V4)
     other = next(b for b in everywhere["10.96.0.1:80"] if b != first)
-    await write(datapath, {"10.96.0.1:80": [other, first]})  # other slots, same backends
+    # The same backends in other slots.
+    await write(datapath, {"10.96.0.1:80": [other] * (others + 1) + [first]})
     assert [pod.do(kept_send, *V4) for _ in range(10)] == [first] * 10
     await write(datapath, {"10.96.0.1:80": [other]})
     assert [pod.do(kept_send, *V4) for _ in range(10)] == [other] * 10
@@ -178,12 +181,17 @@ async def test_no_call_fails_while_the_service_changes(
 async def test_a_slot_that_is_missing_is_refused_and_counted(
     datapath: Datapath, cgroup: Path, pod: Node
 ) -> None:
-    await write(datapath, WEB4)
-    slots, _ = datapath.backends.read()
-    datapath.backends.delete(slots)
+    many = 1000
+    await write(datapath, {"10.96.0.1:80": ["10.1.0.1:8080"] * layouts.NEAR})
+    key = layouts.pack_frontend_key(address("10.96.0.1:80/TCP"))
+    value = datapath.frontends.get(key)
+    assert value
+    id_, generation, _, near = layouts.FRONTEND.unpack(value)
+    assert not datapath.frontends.update(key, layouts.FRONTEND.pack(id_, generation, many, near))
     datapath.attach_sockets(cgroup)
-    assert pod.do(call, "TCP", *V4) == "ECONNREFUSED"
-    assert datapath.drops()[DropReason.STALE_FRONTEND] == 1
+    seen = [pod.do(call, "TCP", *V4) for _ in range(10)]  # a slot that is there is one of 200
+    assert seen.count("ECONNREFUSED") >= 8
+    assert datapath.drops()[DropReason.STALE_FRONTEND] == seen.count("ECONNREFUSED")
 
 
 def test_a_kernel_without_set_retval_refuses_with_eperm(
@@ -196,7 +204,7 @@ def test_a_kernel_without_set_retval_refuses_with_eperm(
     os.close(fd)
     frontends = Map.pinned(bpffs / "frontends")
     key = layouts.pack_frontend_key(address("10.96.0.1:80/TCP"))
-    assert frontends.update(key, layouts.FRONTEND.pack(1, 1, 0)) == {}
+    assert frontends.update(key, layouts.FRONTEND.pack(1, 1, 0, b"")) == {}
     frontends.close()
     old.close()
 

@@ -30,7 +30,9 @@ Services = Mapping[L4Address, tuple[L4Address, ...]]
 
 WEB = address("10.96.0.1:80/TCP")
 DNS = address("[fd00:96::1]:53/UDP")
-A, B, C = (address(f"10.1.0.{n}:8080/TCP") for n in (1, 2, 3))
+A, B = (address(f"10.1.0.{n}:8080/TCP") for n in (1, 2))
+MANY = tuple(address(f"10.1.0.{n}:8080/TCP") for n in range(1, layouts.NEAR + 4))
+"""So many that three have no place in the frontend itself."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
 def orphans(datapath: Datapath) -> list[Slot]:
     """Slots that belong to no frontend."""
     return contents.read_frontends(datapath.frontends, datapath.backends)[1]
+
+
+def slots(datapath: Datapath) -> list[Slot]:
+    """Every slot that is taken."""
+    keys, _ = datapath.backends.read()
+    return [Slot(*key) for key in layouts.BACKEND_KEY.iter_unpack(keys)]
 
 
 def frontend(family: int, ip: int, port: int, protocol: str) -> L4Address:
@@ -93,7 +101,7 @@ async def test_the_maps_hold_exactly_what_was_written(
 
 
 async def test_a_restart_writes_nothing_when_all_is_right(datapath: Datapath) -> None:
-    wanted: Services = {WEB: (A, B), DNS: ()}
+    wanted: Services = {WEB: MANY, DNS: ()}
     await FrontendTarget(datapath).apply(wanted, ())
     before = datapath.frontends.read(), datapath.backends.read()
 
@@ -104,35 +112,50 @@ async def test_a_restart_writes_nothing_when_all_is_right(datapath: Datapath) ->
 
 async def test_slots_of_a_change_that_was_cut_off_are_removed(datapath: Datapath) -> None:
     target = FrontendTarget(datapath)
-    await target.apply({WEB: (A,)}, ())
+    await target.apply({WEB: MANY}, ())
     [row], _ = contents.read_frontends(datapath.frontends, datapath.backends)
     for slot in (
-        Slot(row.id, row.generation + 1, 0),
-        Slot(77, 1, 0),
-        Slot(row.id, row.generation, 5),
+        Slot(row.id, row.generation + 1, layouts.NEAR),
+        Slot(77, 1, layouts.NEAR),
+        Slot(row.id, row.generation, len(MANY)),
+        Slot(row.id, row.generation, 0),  # of a schema in which no backend was near
     ):
         put_slot(datapath.backends, slot, B)
 
-    assert await FrontendTarget(datapath).actual() == {WEB: (A,)}
+    assert await FrontendTarget(datapath).actual() == {WEB: MANY}
 
     assert orphans(datapath) == []
-    assert len(layouts.BACKEND_KEY.unpack(datapath.backends.read()[0])) == 3, "one slot is left"
+    assert len(slots(datapath)) == 3
 
 
 async def test_a_frontend_that_lost_a_slot_keeps_the_others(datapath: Datapath) -> None:
-    await FrontendTarget(datapath).apply({WEB: (A, B, C)}, ())
+    await FrontendTarget(datapath).apply({WEB: MANY}, ())
     [row], _ = contents.read_frontends(datapath.frontends, datapath.backends)
-    datapath.backends.delete(layouts.BACKEND_KEY.pack(row.id, row.generation, 1))
+    lost = layouts.NEAR + 1
+    datapath.backends.delete(layouts.BACKEND_KEY.pack(row.id, row.generation, lost))
+    left = MANY[:lost] + MANY[lost + 1 :]
 
-    assert await FrontendTarget(datapath).actual() == {WEB: (A, C)}
+    assert await FrontendTarget(datapath).actual() == {WEB: left}
 
     [row], _ = contents.read_frontends(datapath.frontends, datapath.backends)
-    assert row.backends == (A, C), "a whole generation again"
+    assert row.backends == left, "a whole generation again"
+
+
+async def test_only_backends_that_have_no_place_in_the_frontend_take_slots(
+    datapath: Datapath,
+) -> None:
+    target = FrontendTarget(datapath)
+    await target.apply({WEB: MANY[: layouts.NEAR]}, ())
+    assert slots(datapath) == []
+    await target.apply({WEB: MANY}, ())
+    assert sorted(slot.slot for slot in slots(datapath)) == [5, 6, 7]
+    await target.apply({WEB: MANY[:1]}, ())
+    assert slots(datapath) == []
 
 
 async def test_a_full_map_fails_the_row_and_leaves_the_old_service(datapath: Datapath) -> None:
     target = FrontendTarget(datapath)
-    many = tuple(address(f"10.2.0.{n}:80/TCP") for n in range(1, SMALL.backends))
+    many = tuple(address(f"10.2.0.{n}:80/TCP") for n in range(SMALL.backends + layouts.NEAR + 1))
     assert await target.apply({WEB: (A, B)}, ()) == {}
 
     failed = await target.apply({WEB: many}, ())

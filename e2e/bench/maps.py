@@ -12,16 +12,15 @@ from clustermesh.model import L4Address
 
 
 class ServiceMaps:
-    """The maps of the socket load balancing of one node."""
+    """What the socket load balancing of one node has to choose from."""
 
-    def __init__(self, frontends: Map, backends: Map) -> None:
+    def __init__(self, frontends: Map) -> None:
         self._frontends = frontends
-        self._backends = backends
 
     def count(self) -> tuple[int, int]:
         """How many frontends there are, and how many backends they have together."""
         _, values = self._frontends.read()
-        counts = [count for _, _, count in layouts.FRONTEND.iter_unpack(values)]
+        counts = [count for _, _, count, _ in layouts.FRONTEND.iter_unpack(values)]
         return len(counts), sum(counts)
 
     def has_only(self, frontend: L4Address, backend: L4Address) -> bool:
@@ -29,9 +28,8 @@ class ServiceMaps:
         value = self._frontends.get(layouts.pack_frontend_key(frontend))
         if value is None:
             return False
-        id_, generation, count = layouts.FRONTEND.unpack(value)
-        slot = layouts.BACKEND_KEY.pack(id_, generation, 0)
-        return count == 1 and self._backends.get(slot) == layouts.pack_endpoint(backend)
+        _, _, count, near = layouts.FRONTEND.unpack(value)
+        return count == 1 and bool(near.startswith(layouts.pack_endpoint(backend)))
 
 
 @contextmanager
@@ -39,8 +37,5 @@ def service_maps(bpffs: Path) -> Iterator[ServiceMaps]:
     """The maps in use on the node with that BPF file system."""
     directory = pins.current(bpffs)
     assert directory is not None, "an agent has been there"
-    with (
-        closing(Map.pinned(directory / "frontends", read_only=True)) as frontends,
-        closing(Map.pinned(directory / "backends", read_only=True)) as backends,
-    ):
-        yield ServiceMaps(frontends, backends)
+    with closing(Map.pinned(directory / "frontends", read_only=True)) as frontends:
+        yield ServiceMaps(frontends)
