@@ -61,12 +61,15 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
     home = ClusterReader(own, ids, read, cache)
     remotes = Remotes(settings.clusters_dir, ids, read, cache)
     await remotes.open()
-    node: Kernel = BpfNode(settings, read, derived) if settings.datapath == "bpf" else NoKernel()
+    own_node = OwnNode()
+    node: Kernel = (
+        BpfNode(settings, read, derived, own_node) if settings.datapath == "bpf" else NoKernel()
+    )
     async with node, asyncio.TaskGroup() as tasks:
         _show(daemon, settings, read, derived, Parts(home, remotes, node))
         tasks.create_task(home.run(lambda: own_etcd), name=f"cluster {own}")
         tasks.create_task(remotes.run(), name="remote clusters")
-        tasks.create_task(keep_mesh_node(settings, daemon, OwnNode()), name="MeshNode")
+        tasks.create_task(keep_mesh_node(settings, daemon, own_node), name="MeshNode")
         # Whose an address is can be said only when our own addresses are known.
         await home.nodes_known()
         for name, derivation in _derivations(own, read, derived, settings):

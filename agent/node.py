@@ -19,6 +19,7 @@ from .kernel.datapath import Datapath
 from .kernel.facts import Facts, IPInterface
 from .kernel.netlink import Netlink
 from .kernel.route_messages import KernelRoute
+from .own import OwnNode
 from .rows import Reserved, Route, Routing
 from .settings import AgentSettings
 from .tables import Derived, Read
@@ -99,7 +100,8 @@ class BpfNode:
     agent left attached goes on with its own.
     """
 
-    def __init__(self, settings: AgentSettings, read: Read, derived: Derived) -> None:
+    def __init__(self, settings: AgentSettings, read: Read, derived: Derived, own: OwnNode) -> None:
+        self._own = own
         self._settings = settings
         self._routings = settings.routings
         self._tunnel = settings.tunnel if Routing.TUNNEL in self._routings.in_use else None
@@ -197,6 +199,8 @@ class BpfNode:
         if self._settings.mtu:
             self._facts = msgspec.structs.replace(self._facts, given_mtu=self._settings.mtu)
         self._reserve(self._facts.addresses)
+        health_ips = tuple(str(ip) for v in (4, 6) if (ip := self._facts.source(v)) is not None)
+        self._own.learn(msgspec.structs.replace(self._own.known, health_ips=health_ips))
         await self._netlink.ensure_forwarding(self._facts.underlay)
         if self._tunnel:
             mtu = tunnel_mtu(self._facts)

@@ -16,6 +16,8 @@ class Known(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     boot_id: str = msgspec.field(name="bootID", default="")
     wireguard_public_key: str = ""  # base64; empty without encryption
+    # Where others probe it: in its pod CIDRs, one of each IP version that it has such an address of
+    health_ips: tuple[str, ...] = msgspec.field(name="healthIPs", default=())
 
 
 class OwnNode:

@@ -166,6 +166,11 @@ def _check_node(node: Any) -> None:
             _ip("status.addresses", address.address)
 
 
+def _check_mesh_node(mesh_node: Any) -> None:
+    for text in mesh_node.spec.health_ips:
+        _ip("spec.healthIPs", text)
+
+
 def _check_pod(pod: Any) -> None:
     for text in (pod.status.pod_ip, pod.status.host_ip, *(p.ip for p in pod.status.pod_ips)):
         if text:
@@ -228,7 +233,7 @@ def _words(text: str) -> frozenset[str]:
 _CHECKS: Final[Mapping[type[AnyObject], Callable[[Any], None]]] = {
     Namespace: _check_nothing,
     Node: _check_node,
-    MeshNode: _check_nothing,
+    MeshNode: _check_mesh_node,
     Pod: _check_pod,
     Service: _check_service,
     EndpointSlice: _check_slice,
@@ -251,7 +256,7 @@ _KNOWN: Final[Mapping[type[AnyObject], Mapping[str, frozenset[str]]]] = {
     MeshNode: {
         "": _TOP,
         "metadata": _METADATA,
-        "spec": _words("addresses bootID wireguardPublicKey"),
+        "spec": _words("addresses bootID healthIPs wireguardPublicKey"),
     },
     Pod: {"": _TOP, "metadata": _METADATA},
     Service: {

@@ -78,6 +78,7 @@ class MeshNodeSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
     wireguard_public_key: str = ""
     boot_id: str = msgspec.field(name="bootID", default="")
+    health_ips: tuple[str, ...] = msgspec.field(name="healthIPs", default=())
 
 
 class MeshNode(Object, frozen=True, gc=False):

@@ -121,6 +121,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     labels: Mapping[str, str] = NOTHING
     wireguard_public_key: str = ""  # base64; empty when encryption is off
     boot_id: str = ""
+    health_ips: tuple[IPAddress, ...] = ()  # in its pod CIDRs, one of a version: to be probed
 
     def internal_ip(self, version: int) -> IPAddress | None:
         """The node's address that tunnels and direct routes go to, of IP version 4 or 6."""

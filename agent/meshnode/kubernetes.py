@@ -135,7 +135,9 @@ def _spec(node: _Node, known: Known) -> dict[str, Any]:
     addresses = dict.fromkeys(
         address for address in node.status.addresses if address.type in {"InternalIP", "ExternalIP"}
     )
-    return {**msgspec.to_builtins(known), "addresses": msgspec.to_builtins(list(addresses))}
+    # By way of JSON, to be comparable with what is there: a tuple equals no list.
+    as_read: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(known))
+    return {**as_read, "addresses": msgspec.to_builtins(list(addresses))}
 
 
 def _differing(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,17 +39,17 @@ async def test_what_is_learned_of_the_node_is_written_where_the_apiserver_reads(
     daemon, own = Daemon("agent", "1"), OwnNode()
     file = tmp_path / "meshnode-node1.json"
 
-    def spec() -> dict[str, str]:
+    def spec() -> dict[str, object]:
         manifest = json.loads(file.read_bytes())
         assert (manifest["kind"], manifest["metadata"]) == ("MeshNode", {"name": "node1"})
-        found: dict[str, str] = manifest["spec"]
+        found: dict[str, object] = manifest["spec"]
         return found
 
     async with running(keep_mesh_node(settings(tmp_path), daemon, own, look_every=0.05)):
         await until(lambda: shown(daemon).written)
         assert spec() == {"bootID": _BOOT_ID}
-        own.learn(msgspec.structs.replace(own.known, wireguard_public_key="A" * 43 + "="))
-        await until(lambda: spec() == {"bootID": _BOOT_ID, "wireguardPublicKey": "A" * 43 + "="})
+        own.learn(msgspec.structs.replace(own.known, health_ips=("10.1.0.1",)))
+        await until(lambda: spec() == {"bootID": _BOOT_ID, "healthIPs": ["10.1.0.1"]})
 
         written = file.stat()
         await asyncio.sleep(0.2)

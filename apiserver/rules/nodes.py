@@ -38,5 +38,6 @@ def nodes(
             labels=node.metadata.labels,
             wireguard_public_key=more.wireguard_public_key,
             boot_id=more.boot_id or node.status.node_info.boot_id,
+            health_ips=tuple(map(ip_address, more.health_ips)),
         )
     }

@@ -24,7 +24,7 @@ MESH_NODE = """
 apiVersion: clustermesh.io/v1alpha1
 kind: MeshNode
 metadata: {name: node1}
-spec: {wireguardPublicKey: a2V5, bootID: from-the-agent}
+spec: {wireguardPublicKey: a2V5, bootID: from-the-agent, healthIPs: [10.1.0.1, "fd00:1::1"]}
 """
 
 
@@ -72,6 +72,7 @@ def test_what_the_agent_knows_goes_along() -> None:
     row = exported(MESH_NODE, NODE)
     assert row is not None
     assert (row.wireguard_public_key, row.boot_id) == ("a2V5", "from-the-agent")
+    assert [str(ip) for ip in row.health_ips] == ["10.1.0.1", "fd00:1::1"]
 
 
 def test_a_mesh_node_alone_is_no_node() -> None:

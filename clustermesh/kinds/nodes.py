@@ -71,6 +71,8 @@ def _encode_node(node: Node) -> bytes:
             ipv4_secondary_alloc_cidrs=v4[1:] or None,
             ipv6_alloc_cidr=v6[0] if v6 else None,
             ipv6_secondary_alloc_cidrs=v6[1:] or None,
+            ipv4_health_ip=_health_ip(node, 4),
+            ipv6_health_ip=_health_ip(node, 6),
             labels=dict(sorted(node.labels.items())),
             wireguard_pub_key=node.wireguard_public_key,
             boot_id=node.boot_id,
@@ -98,7 +100,14 @@ def _decode_node(owner: Owner, name: str, value: bytes) -> Node:
         labels=wire.labels or NOTHING,
         wireguard_public_key=wire.wireguard_pub_key,
         boot_id=wire.boot_id,
+        health_ips=tuple(
+            parse_address(ip) for ip in (wire.ipv4_health_ip, wire.ipv6_health_ip) if ip
+        ),
     )
+
+
+def _health_ip(node: Node, version: int) -> str:
+    return next((str(ip) for ip in node.health_ips if ip.version == version), "")
 
 
 def _wire_cidr(cidr: IPNetwork) -> _Cidr:

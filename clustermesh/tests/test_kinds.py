@@ -58,6 +58,7 @@ NODE = Node(
     labels={"zone": "b", "arch": "arm64"},
     wireguard_public_key="bWVzaA==",
     boot_id="6f6b",
+    health_ips=(IPv4Address("10.2.0.1"),),
 )
 NODE_JSON = (
     b'{"Name":"node1","Cluster":"west",'
@@ -67,7 +68,7 @@ NODE_JSON = (
     b'"IPv4SecondaryAllocCIDRs":[{"IP":"10.2.8.0","Mask":"///4AA=="}],'
     b'"IPv6AllocCIDR":{"IP":"fd00:2::","Mask":"//////////8AAAAAAAAAAA=="},'
     b'"IPv6SecondaryAllocCIDRs":null,'
-    b'"IPv4HealthIP":"","IPv6HealthIP":"","IPv4IngressIP":"","IPv6IngressIP":"",'
+    b'"IPv4HealthIP":"10.2.0.1","IPv6HealthIP":"","IPv4IngressIP":"","IPv6IngressIP":"",'
     b'"ClusterID":42,"Source":"custom-resource","EncryptionKey":0,'
     b'"Labels":{"arch":"arm64","zone":"b"},"Annotations":null,'
     b'"WireguardPubKey":"bWVzaA==","BootID":"6f6b"}'
@@ -538,6 +539,7 @@ nodes = st.builds(
     labels=word_pairs,
     wireguard_public_key=st.just("") | words,
     boot_id=st.just("") | words,
+    health_ips=st.sampled_from([(), (V4,), (V6,), (V4, V6)]),
 )
 services = st.builds(
     Service,
