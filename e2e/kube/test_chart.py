@@ -98,6 +98,18 @@ def test_no_setting_is_left_out_by_mistake(kube_programs: Path) -> None:
         assert given[name] | outside_of_a_pod == known
 
 
+def test_pods_start_anew_exactly_when_their_settings_have_changed(kube_programs: Path) -> None:
+    some = {"agent": {"meshCIDRs": ["10.0.0.0/8"]}}
+    seen: dict[tuple[str, str], str] = {}
+    for values in (*MATRIX.values(), with_values(some)):
+        objects = render(kube_programs / "helm4", values)
+        config = find(objects, "ConfigMap", "clustermesh-config")["data"]
+        pod = find(objects, "DaemonSet", "clustermesh-agent")["spec"]["template"]
+        checksum = pod["metadata"]["annotations"]["checksum/settings"]
+        assert seen.setdefault(("settings", config["agent.yaml"]), checksum) == checksum
+        assert seen.setdefault((checksum, ""), config["agent.yaml"]) == config["agent.yaml"]
+
+
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
 def test_every_mount_has_its_volume_and_what_settings_name_is_mounted(
     kube_programs: Path, values: Values

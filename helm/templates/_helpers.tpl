@@ -120,3 +120,13 @@ tunnel-protocol: {{ $agent.tunnelProtocol }}
 tunnel-port: {{ int $agent.tunnelPort }}
 mtu: {{ int $agent.MTU }}
 {{- end -}}
+
+{{/*
+What changes when a settings file does: daemons read theirs at start, so their pods have to start
+anew. Call with (list $ "agent.yaml").
+*/}}
+{{- define "clustermesh.settingsChecksum" -}}
+{{- $ := index . 0 -}}
+{{- $config := include (print $.Template.BasePath "/common/config.yaml") $ | fromYaml -}}
+{{- get $config.data (index . 1) | sha256sum -}}
+{{- end -}}
