@@ -10,6 +10,8 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -39,17 +41,23 @@ def render(helm: Path, values: Values, *, namespace: str = "mesh") -> list[Objec
     Raises:
         RenderError: it makes none.
     """
-    command = [helm, "template", "clustermesh", CHART, "--namespace", namespace, "--values", "-"]
+    return deepcopy(_render(helm, json.dumps(values), namespace))
+
+
+@cache
+def _render(helm: Path, values: str, namespace: str) -> list[Object]:
+    """Many tests look at the same manifests, and helm and YAML take their time."""
     ran = subprocess.run(
-        list(map(str, command)),
-        input=json.dumps(values),
+        [helm, "template", "clustermesh", CHART, "--namespace", namespace, "--values", "-"],
+        input=values,
         capture_output=True,
         text=True,
         check=False,
     )
     if ran.returncode != 0:
         raise RenderError(ran.stderr)
-    return [document for document in yaml.safe_load_all(ran.stdout) if document]
+    documents = yaml.load_all(ran.stdout, yaml.CSafeLoader)
+    return [document for document in documents if document]
 
 
 def find(objects: list[Object], kind: str, name: str) -> Object:
