@@ -159,11 +159,12 @@ class Reconciler(Generic[K, V, T]):
     async def _repair(self, watch: Watch[K], dirty: Collection[K]) -> bool:
         """Compare with the target and put right what differs; whether the target let us."""
         ready = self.table.is_ready
+        # Before looking: who changes something meanwhile has it looked at again.
+        self._repair_at = self._now() + self._repair_every
         try:
             differ = await self._compare()
             self.repairs += len(differ.difference(dirty)) if self.synced.is_set() else 0
             self.target_failure = None
-            self._repair_at = self._now() + self._repair_every
             # The comparison has looked at every row: only what came since is dirty too.
             changed = watch.take()
             self._note_lost(changed)

@@ -231,6 +231,28 @@ async def test_what_somebody_else_changed_is_put_back_at_once() -> None:
         assert target.rows == {"a": 1, "b": 1}
 
 
+async def test_drift_during_a_comparison_is_looked_at_again() -> None:
+    class ChangesBehindOurBack(FakeMap):
+        async def actual(self) -> Mapping[str, int]:
+            found = await super().actual()
+            if self.writes == ["a=1"]:
+                self.writes.append("somebody")
+                self.rows.clear()
+                self.notices.put_nowait(None)
+                await settle()
+            return found
+
+    target = ChangesBehindOurBack()
+    table = Table[str, int]("t")
+    table.writer("c1").replace({"a": 1})
+    subject = reconciler(table, target)
+    async with running(subject.run()):
+        await settle()
+        subject.compare_soon()
+        await asyncio.sleep(1)
+    assert target.rows == {"a": 1}
+
+
 async def test_drift_that_nobody_reports_is_repaired_in_time() -> None:
     target = FakeMap()
     table = Table[str, int]("t")
