@@ -26,9 +26,10 @@ FROM ${PYTHON}
 LABEL org.opencontainers.image.title="clustermesh" \
       org.opencontainers.image.description="Join Kubernetes clusters into one network, node to node, on any CNI" \
       org.opencontainers.image.licenses="Apache-2.0"
-# libbpf loads the agent's programs; etcd runs beside the apiserver, as the command of its container.
+# libbpf loads the agent's programs, nft exempts the mesh from masquerading; etcd runs beside the
+# apiserver, as the command of its container.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libbpf1 etcd-server \
+ && apt-get install -y --no-install-recommends libbpf1 nftables etcd-server \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/clustermesh /opt/clustermesh
 ENV PATH=/opt/clustermesh/bin:$PATH \

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang llvm gcc libc6-dev linux-libc-dev libbpf-dev libelf-dev zlib1g-dev \
-            etcd-server etcd-client bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux \
+            etcd-server etcd-client bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux nftables \
             python3 python3-dev python3-venv
 BUILT := $(wildcard bpf/*.bpf.c bpf/lib/*.h) agent/kernel/_libbpf_build.py clustermesh/etcd/rpc.proto
 

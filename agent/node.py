@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -18,6 +19,7 @@ from clustermesh.status import Datapath as DatapathStatus
 from .kernel.datapath import Datapath
 from .kernel.facts import Facts, IPInterface
 from .kernel.netlink import Netlink
+from .kernel.nftables import Nftables
 from .kernel.route_messages import KernelRoute
 from .own import OwnNode
 from .rows import Reserved, Route, Routing
@@ -26,11 +28,13 @@ from .tables import Derived, Read
 from .targets.frontends import FrontendTarget
 from .targets.ipcache import IpcacheTarget
 from .targets.routes import RouteTarget, kernel_route, tunnel_mtu
+from .targets.sources import Kept, SourceTarget
 
 log = logging.getLogger(__name__)
 
 _GRACE: Final = 10.0  # seconds
 _GRACE_WHEN_EMPTY: Final = 1.0
+_SOURCES_WITHIN: Final = 3.0  # seconds
 
 
 class Kernel(Protocol):
@@ -139,6 +143,9 @@ class BpfNode:
                 self._kernel_route,
             ),
         }
+        self._sources = Reconciler(
+            derived.routes, SourceTarget(Nftables()), _kept, grace=grace, retry_min=1.0
+        )
         return self
 
     async def __aexit__(
@@ -157,6 +164,11 @@ class BpfNode:
             tasks.create_task(ipcache.run(), name="reconcile ipcache")
             # Packets follow a route at once, so the node behind it must be known before.
             await ipcache.synced.wait()
+            # So must be that it is not to be masqueraded: a connection keeps what it began with.
+            # Where that cannot be had `show routes` says so, and everything else works.
+            tasks.create_task(self._sources.run(), name="reconcile sources")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sources.synced.wait(), _SOURCES_WITHIN)
             tasks.create_task(routes.run(), name="reconcile routes")
             await frontends.synced.wait()
             self._datapath.attach_sockets(self._settings.cgroup)
@@ -172,7 +184,8 @@ class BpfNode:
 
     def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
         """See Kernel."""
-        return (self._reconcilers[table],)
+        found = self._reconcilers[table]
+        return (found, self._sources) if table == "routes" else (found,)
 
     def status(self) -> DatapathStatus:
         """See Kernel."""
@@ -218,3 +231,8 @@ class BpfNode:
         if self._facts is None:
             return None
         return kernel_route(prefix, route, self._settings.tunnel, self._facts)
+
+
+def _kept(prefix: IPNetwork, route: Route) -> Kept:
+    del prefix, route  # wherever it leads
+    return True

@@ -177,16 +177,15 @@ class RouteSocket:
         return await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE)
 
 
-def open_netlink(*groups: int) -> socket.socket:
+def open_netlink(*groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     """
-    A non-blocking rtnetlink socket with room for a burst.
+    A non-blocking netlink socket with room for a burst.
 
     Args:
         groups: the multicast groups to hear (linux/rtnetlink.h RTMGRP_*).
+        protocol: of netlink; rtnetlink by default.
     """
-    made = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-    )
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
     except PermissionError:

@@ -21,7 +21,7 @@ def cleanup(
     ),
 ) -> None:
     """
-    Take everything of ours off this node: BPF programs and maps, routes, rules, the tunnel device.
+    Take everything of ours off this node: BPF programs and maps, routes, devices, nftables.
 
     For a node that leaves the mesh for good. Stop its agent first, or it puts everything back.
     Connections through the mesh break.
@@ -32,10 +32,12 @@ def cleanup(
     """
     from agent.kernel.datapath import Datapath  # noqa: PLC0415 - only a node has use for these
     from agent.kernel.netlink import Netlink  # noqa: PLC0415
+    from agent.kernel.nftables import Nftables  # noqa: PLC0415
 
     async def remove_network() -> None:
         async with Netlink.open() as netlink:
             await netlink.remove_everything()
+        await Nftables().remove()
 
     try:
         Datapath.remove(bpffs)

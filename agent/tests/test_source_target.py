@@ -1,0 +1,139 @@
+"""Connections keep their source past the masquerading of others, on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Network, ip_network
+from itertools import islice
+
+import pytest
+
+from agent.kernel.nftables import NFT_TABLE, Nftables
+from agent.targets.sources import Kept, SourceTarget
+from agent.tests.netns import in_namespace, sh
+from clustermesh.model import IPNetwork
+from clustermesh.state import Reconciler, Table
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft"),
+]
+
+WITHIN = 20.0  # seconds
+
+PREFIXES = ("10.2.1.0/24", "10.2.2.7/32", "10.2.0.0/16", "fd00:10:2:1::/64")
+
+
+def networks(*texts: str) -> frozenset[IPNetwork]:
+    return frozenset(map(ip_network, texts))
+
+
+def ruleset() -> list[str]:
+    """All that there is, in an order that says nothing: nft lists sets as they were made."""
+    return sorted(sh("nft list ruleset").replace(",", " ").split())
+
+
+def with_nftables(body: Callable[[Nftables], Awaitable[None]]) -> None:
+    in_namespace(lambda _: body(Nftables()))
+
+
+def test_prefixes_of_any_length_and_family_stand_beside_each_other() -> None:
+    async def body(nftables: Nftables) -> None:
+        assert await nftables.prepare() == frozenset()
+        await nftables.apply(networks(*PREFIXES), ())
+        assert await nftables.prepare() == networks(*PREFIXES)
+        await nftables.apply((), networks("10.2.1.0/24", "10.9.9.0/24", "10.9.0.0/20"))
+        assert await nftables.prepare() == networks(*PREFIXES) - networks("10.2.1.0/24")
+        assert "pods4-24" not in sh("nft list ruleset"), "a set that is empty goes"
+
+    with_nftables(body)
+
+
+def test_the_next_agent_adopts_the_table_and_leaves_what_others_have_alone() -> None:
+    async def body(nftables: Nftables) -> None:
+        sh("nft add table inet theirs")
+        sh("nft add chain inet theirs nat { type nat hook postrouting priority srcnat ; }")
+        sh("nft add rule inet theirs nat masquerade")
+        theirs = sh("nft list table inet theirs")
+        await nftables.prepare()
+        await nftables.apply(networks(*PREFIXES), ())
+        before = ruleset()
+        assert await Nftables().prepare() == networks(*PREFIXES)
+        assert ruleset() == before
+        for _ in range(2):
+            await nftables.remove()
+            assert sh("nft list ruleset") == theirs
+
+    with_nftables(body)
+
+
+def test_a_table_that_another_release_made_is_replaced() -> None:
+    async def body(nftables: Nftables) -> None:
+        sh(f"nft add table inet {NFT_TABLE}")
+        chain = "{ type nat hook postrouting priority srcnat - 1 ; }"
+        sh(f"nft add chain inet {NFT_TABLE} sources {chain}")
+        assert await nftables.prepare() == frozenset()
+        assert "priority srcnat - 10" in sh(f"nft list table inet {NFT_TABLE}")
+
+    with_nftables(body)
+
+
+def test_what_others_take_away_is_put_back_and_our_own_writing_is_not_drift() -> None:
+    async def body(nftables: Nftables) -> None:
+        table: Table[IPNetwork, Kept] = Table("routes")
+        writer = table.writer("test")
+        reconciler: Reconciler[IPNetwork, Kept, Kept] = Reconciler(
+            table, SourceTarget(nftables), lambda _, row: row
+        )
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(reconciler.run(), name="reconciler")
+            for text in PREFIXES:
+                writer.put(ip_network(text), True)
+            writer.list_done()
+            await reconciler.synced.wait()
+            for command in (
+                "nft flush ruleset",
+                f"nft flush chain inet {NFT_TABLE} sources",
+                f"nft delete element inet {NFT_TABLE} pods4-24 {{ 10.2.1.0 }}",
+            ):
+                before = ruleset()
+                sh(command)
+                async with asyncio.timeout(WITHIN):
+                    while ruleset() != before:  # noqa: ASYNC110 - kernel: polled
+                        await asyncio.sleep(0.01)
+            assert reconciler.repairs == len(PREFIXES) + 1
+            running.cancel()
+
+    with_nftables(body)
+
+
+def test_without_nft_the_cause_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(nftables: Nftables) -> None:
+        with pytest.raises(FileNotFoundError, match="install nftables"):
+            await nftables.prepare()
+        await nftables.remove()
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    asyncio.run(body(Nftables()))
+
+
+def test_50_000_prefixes_are_added_and_deleted_within_seconds() -> None:
+    async def body(nftables: Nftables) -> None:
+        wanted: frozenset[IPNetwork] = frozenset(
+            islice(IPv4Network("20.0.0.0/8").subnets(new_prefix=26), 50_000)
+        )
+        begin = time.monotonic()
+        await nftables.prepare()
+        await nftables.apply(wanted, ())
+        assert await nftables.prepare() == wanted
+        await nftables.apply((), wanted)
+        assert await nftables.prepare() == frozenset()
+        assert time.monotonic() - begin < 10
+
+    with_nftables(body)
