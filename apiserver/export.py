@@ -53,8 +53,22 @@ class _Target(EtcdTarget[K]):
 class Exporter:
     """Writes the exports of one cluster into its etcd."""
 
-    def __init__(self, etcd: Etcd, users: Users, cluster: ClusterName, exports: Exports) -> None:
+    def __init__(
+        self,
+        etcd: Etcd,
+        users: Users,
+        cluster: ClusterName,
+        exports: Exports,
+        *,
+        beat_every: float = kinds.HEARTBEAT_EVERY,
+    ) -> None:
+        """
+        Args:
+            beat_every: seconds between heartbeats.
+        """
         self._etcd = etcd
+        self._beat_every = beat_every
+        self._canaries: dict[bytes, Reconciler[Any, Any, Any]] = {}
         self._users = users
         self._cluster = cluster
         self._leases = Leases(etcd)
@@ -109,14 +123,16 @@ class Exporter:
         def want(_: K, row: V) -> bytes | None:
             return kind.encode(row) if is_exported(row) else None
 
-        return Reconciler(table, target, want, self._canary(kind.canary(self._cluster)))
+        canary = kind.canary(self._cluster).encode()
+        reconciler = Reconciler(table, target, want, self._canary(canary))
+        self._canaries[canary] = reconciler
+        return reconciler
 
-    def _canary(self, key: str) -> Callable[[], Awaitable[None]]:
+    def _canary(self, key: bytes) -> Callable[[], Awaitable[None]]:
         async def put() -> None:
-            name = key.encode()
-            if await self._etcd.get(name) is None:
-                lease = await self._leases.assign([name])
-                await self._etcd.put(name, _now(), lease[name])
+            # In an etcd that was replaced since the rows were seen, the lease is lost: this fails.
+            if await self._etcd.get(key) is None:
+                await self._leases.put(key, _now())
 
         return put
 
@@ -125,13 +141,20 @@ class Exporter:
         key = kinds.HEARTBEAT.encode()
         while True:
             try:
-                lease = await self._leases.assign([key])
-                await self._etcd.put(key, _now(), lease[key])
+                await self._leases.put(key, _now())
+                await self._look_after_canaries()
             except EtcdError as error:
                 log.warning("heartbeat: %s", error)
                 await asyncio.sleep(_HEARTBEAT_RETRY)
             else:
-                await asyncio.sleep(kinds.HEARTBEAT_EVERY)
+                await asyncio.sleep(self._beat_every)
+
+    async def _look_after_canaries(self) -> None:
+        """One that is gone, as with a lost lease, comes back when all its rows have been seen."""
+        for key, reconciler in self._canaries.items():
+            is_due = reconciler.synced.is_set() and reconciler.table.is_ready
+            if is_due and await self._etcd.get(key) is None:
+                reconciler.compare_soon()
 
     def _own_config(self, key: bytes) -> ClusterName:
         if key != kinds.cluster_config_key(self._cluster).encode():

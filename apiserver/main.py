@@ -180,9 +180,7 @@ def _show(daemon: Daemon, settings: ApiserverSettings, parts: Parts) -> None:
     daemon.add_status("source", source_status)
     daemon.add_status("etcd", etcd_status)
     daemon.add_readiness("source", lambda: None if source.listed else "not listed yet")
-    daemon.add_readiness(
-        "users", lambda: None if users.set_up.is_set() else users.last_error or "not set up yet"
-    )
+    daemon.add_readiness("users", unprotected)
     daemon.add_readiness("etcd", unpublished)
     daemon.add_table(
         "services",

@@ -103,9 +103,12 @@ async def rows(etcd: Etcd) -> Mapping[str, Row]:
 
 
 @asynccontextmanager
-async def exported(etcd: Etcd, cluster: Cluster) -> AsyncIterator[Exporter]:
+async def exported(
+    etcd: Etcd, cluster: Cluster, beat_every: float = kinds.HEARTBEAT_EVERY
+) -> AsyncIterator[Exporter]:
     """An apiserver that keeps `cluster` in `etcd`."""
-    exporter = Exporter(etcd, Users(etcd, EAST, None), EAST, cluster.exports)
+    users = Users(etcd, EAST, None)
+    exporter = Exporter(etcd, users, EAST, cluster.exports, beat_every=beat_every)
     async with running(exporter.run(CONFIG)):
         yield exporter
 
@@ -266,6 +269,17 @@ async def test_a_service_that_is_not_shared_any_more_stays_for_its_own_agents(et
         cluster.services.delete(WEB)
         await until(lambda: lacks(etcd, local))
         await until(lambda: lacks(etcd, shared))
+
+
+async def test_what_went_with_a_lost_lease_comes_back_the_canaries_too(etcd: Etcd) -> None:
+    cluster = Cluster()
+    cluster.fill()
+    async with exported(etcd, cluster, beat_every=0.2):
+        await until(lambda: complete(etcd))
+        for lease in {row.lease for row in (await rows(etcd)).values() if row.lease}:
+            await etcd.revoke_lease(lease)
+        await until(lambda: complete(etcd))
+        await assert_canaries_are_last(etcd)
 
 
 async def test_an_emptied_etcd_is_filled_again_and_the_canaries_come_last(

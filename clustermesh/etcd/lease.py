@@ -8,7 +8,7 @@ from typing import Final
 from clustermesh.backoff import Backoff
 
 from .client import Etcd
-from .errors import EtcdError
+from .errors import EtcdError, LeaseLostError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Leases:
         self._ttl = ttl
         self._lease_of: dict[bytes, int] = {}
         self._keys: dict[int, set[bytes]] = {}
+        self._has_adopted = False  # since the last renewal
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -56,19 +57,35 @@ class Leases:
                 self.adopt(key, newest)
         return {key: self._lease_of[key] for key in keys}
 
-    def adopt(self, key: bytes, lease: int) -> bool:
-        """
-        Take over a key that hangs on `lease`, as an earlier process left it.
-
-        Returns whether the lease is new to us: renew soon, it may be near its end.
-        """
+    def adopt(self, key: bytes, lease: int) -> None:
+        """Take over a key that hangs on `lease`, as an earlier process left it."""
         if self._lease_of.get(key) == lease:
-            return False
+            return
         self.release(key)
-        is_new = lease not in self._keys
+        self._has_adopted |= lease not in self._keys
         self._keys.setdefault(lease, set()).add(key)
         self._lease_of[key] = lease
-        return is_new
+
+    async def renew_adopted(self) -> None:
+        """Renew, if leases were taken over since the last time: they may be near their end."""
+        if self._has_adopted:
+            await self.renew()
+
+    async def put(self, key: bytes, value: bytes) -> None:
+        """
+        Set a key that hangs on one of the leases.
+
+        Raises:
+            LeaseLostError: its lease is lost, and with it whatever else hung on it. The next call
+                gets a new one.
+            EtcdError: something else.
+        """
+        leases = await self.assign([key])
+        try:
+            await self._etcd.put(key, value, leases[key])
+        except LeaseLostError:
+            await self.renew()  # finds out which ones
+            raise
 
     def release(self, key: bytes) -> None:
         """`key` is gone. A lease without keys is not renewed any more, and so ends."""
@@ -82,6 +99,7 @@ class Leases:
     async def renew(self) -> None:
         """Renew all leases, and forget those that are lost."""
         ttls = await self._etcd.renew_leases(self.ids)
+        self._has_adopted = not ttls.keys() >= self._keys.keys()
         for lease, ttl in ttls.items():
             keys = self._keys.get(lease)
             if ttl <= 0 and keys is not None:

@@ -76,7 +76,6 @@ class EtcdTarget(Generic[K]):
         """List what is there, and take over the leases that it hangs on."""
         rows: dict[K, bytes] = {}
         known: dict[bytes, _Known] = {}
-        found_lease = False
         async for page in self._etcd.range(self._prefix):
             for row in page.rows:
                 try:
@@ -86,7 +85,7 @@ class EtcdTarget(Generic[K]):
                 known[row.key] = _Known(row.value, row.lease, row.mod_revision)
                 rows[key] = row.value if self._is_well_placed(row.lease) else _MISPLACED
                 if self._leases and row.lease:
-                    found_lease |= self._leases.adopt(row.key, row.lease)
+                    self._leases.adopt(row.key, row.lease)
             at = page.at
             await asyncio.sleep(0)
         if self._at and self._at.cluster == at.cluster and self._at.number <= at.number:
@@ -94,8 +93,8 @@ class EtcdTarget(Generic[K]):
             known |= {key: row for key, row in self._known.items() if row.revision > at.number}
         self._known, self._at = known, at
         self._looked.set()
-        if self._leases and found_lease:
-            await self._leases.renew()
+        if self._leases:
+            await self._leases.renew_adopted()
         return rows
 
     async def apply(self, puts: Mapping[K, bytes], deletes: Collection[K]) -> Mapping[K, OSError]:
@@ -105,6 +104,7 @@ class EtcdTarget(Generic[K]):
         Raises:
             UnreachableError: etcd is gone, perhaps in the middle of it.
             DeniedError: we may not write here.
+            LeaseLostError: leases are lost as fast as they are had.
             HistoryLostError: it is another etcd now: look at it first.
         """
         if self._at is None:
@@ -116,6 +116,9 @@ class EtcdTarget(Generic[K]):
         if self._leases and any(isinstance(o.error, LeaseLostError) for o in outcomes):
             await self._leases.renew()  # finds out which ones
             outcomes = await self._write(_refused(outcomes))
+            for outcome in outcomes:
+                if isinstance(outcome.error, LeaseLostError):
+                    raise outcome.error
         if any(o.error and len(o.writes) > 1 for o in outcomes):
             # One bad row must not keep the others of its transaction away.
             alone = [{key: value} for key, value in _refused(outcomes).items()]

@@ -177,6 +177,34 @@ async def test_an_earlier_process_leaves_its_keys_with_leases_that_we_renew(
         assert {*leases.ids} == {*await leases_of(etcd, prefix)}
 
 
+async def test_what_an_earlier_process_left_is_renewed_as_soon_as_that_succeeds(
+    etcd_server: EtcdServer,
+) -> None:
+    async with (
+        proxy_to(etcd_server) as proxy,
+        Etcd(etcd_server.config()) as direct,
+        Etcd(etcd_server.config("admin", proxy.url)) as etcd,
+    ):
+        leases = Leases(etcd)
+        leases.adopt(b"key", await direct.grant_lease(900))
+        proxy.cut()
+        with pytest.raises(EtcdError):
+            await leases.renew_adopted()
+        await proxy.mend()
+        (lease,) = leases.ids
+        await direct.revoke_lease(lease)
+        await until(lambda: renewed(leases))
+        assert leases.ids == (), "it was asked for, and is lost"
+
+
+async def renewed(leases: Leases) -> bool:
+    try:
+        await leases.renew_adopted()
+    except EtcdError:
+        return False
+    return True
+
+
 async def test_a_key_that_must_not_expire_gets_rid_of_the_lease_that_it_has(
     etcd_server: EtcdServer, prefix: str
 ) -> None:
