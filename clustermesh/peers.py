@@ -37,7 +37,7 @@ async def peer_files(
 
     Files whose names are no cluster's, or our own, are passed over: certificates lie here too. A
     directory that is not there yet has no files. One that cannot be read any more keeps what it
-    had: being unmounted is no order to leave.
+    had: being unmounted is no order to leave. One that cannot be read at first is waited for.
     """
     last: Mapping[ClusterName, PeerFile] | None = None
     unreadable = False
@@ -48,7 +48,9 @@ async def peer_files(
             if last is None and isinstance(error, FileNotFoundError):
                 last = {}
                 yield last
-            if not unreadable and last:
+            if not unreadable and last is None:
+                log.warning("%s: %s; nothing is read before this is", directory, error.strerror)
+            elif not unreadable and last:
                 log.warning("%s: %s; the clusters stay as they are", directory, error.strerror)
             unreadable = True
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ async def test_a_directory_that_is_unmounted_is_no_order_to_leave(
         (world.directory / "west").unlink()
         await until(lambda: world.states == {})
     assert caplog.text.count("the clusters stay as they are") == 1
+
+
+async def test_a_directory_that_cannot_be_read_at_first_is_named_and_waited_for(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.directory.write_text("no directory")
+    opening = asyncio.create_task(world.remotes.open())
+    await until(lambda: "nothing is read before this is" in caplog.text)
+    assert not opening.done()
+    world.directory.unlink()
+    world.directory.mkdir()
+    await asyncio.wait_for(opening, 10)
 
 
 async def test_files_that_are_no_clusters_are_passed_over(
