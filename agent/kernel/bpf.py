@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -17,6 +18,12 @@ from agent.kernel._libbpf import ffi, lib
 
 _READ_AT_ONCE: Final = 16384
 """Rows to a batch when reading: more than a hash bucket ever holds, or the kernel says ENOSPC."""
+
+_REFILLS: Final = 50
+_REFILL_SECONDS: Final = 0.002
+"""How often, and how long after, a row is tried again for which the kernel has no memory at hand:
+since 6.14 a trie takes its nodes from a small store that is refilled by an interrupt, and a batch
+can be faster than that."""
 
 _LOG_LINES: Final = 3
 
@@ -93,6 +100,7 @@ class Map:
         total, done = len(keys) // size, 0
         key_buffer, value_buffer = ffi.from_buffer(keys), ffi.from_buffer(values)
         count = ffi.new("uint32_t *")
+        refills = 0
         while done < total:
             count[0] = total - done
             error = lib.bpf_map_update_batch(
@@ -103,7 +111,11 @@ class Map:
                 ffi.NULL,
             )
             done += count[0]
-            if error:
+            refills = 0 if count[0] else refills
+            if error == -errno.ENOMEM and refills < _REFILLS:
+                refills += 1
+                time.sleep(_REFILL_SECONDS)
+            elif error:
                 failed[done] = self._update_error(-error)
                 done += 1
         return failed
