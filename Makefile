@@ -1,21 +1,25 @@
 # Everything below works on a fresh Debian 12 with root, make and git; each target sets up what it needs.
 PYTHON ?= python3
+KERNEL ?= uml
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang llvm gcc libc6-dev linux-libc-dev libbpf-dev libelf-dev zlib1g-dev \
             etcd-server etcd-client bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux nftables \
             python3 python3-dev python3-venv
+VM_PACKAGES := flex bison m4 bc make xz-utils kmod
 BUILT := $(wildcard bpf/*.bpf.c bpf/lib/*.h) agent/kernel/_libbpf_build.py clustermesh/etcd/rpc.proto
 
-.PHONY: help setup demo test test-kube bench lint clean
+.PHONY: help setup demo test test-kube test-vm bench lint clean
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.packages $(VENV)/.installed $(VENV)/.built ## system packages, virtual environment, BPF objects
 	@:
 
-$(VENV)/.packages: Makefile
-	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+$(VENV)/.packages: WANTED = $(PACKAGES)
+$(VENV)/.vm-packages: WANTED = $(VM_PACKAGES)
+$(VENV)/.packages $(VENV)/.vm-packages: Makefile
+	@missing=$$(for p in $(WANTED); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 	  echo "==> installing system packages:" $$missing; \
 	  [ "$$(id -u)" = 0 ] || { echo "not root: run 'sudo make setup' once, or install them yourself" >&2; exit 1; }; \
@@ -43,6 +47,9 @@ test: setup ## lint, unit tests, BPF programs on this kernel, and every promise 
 test-kube: setup ## what needs real API servers and helm (builds them first, 10 minutes once, with Go)
 	@$(BIN)/python -m clustermesh.sandbox.kube.programs
 	@$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m kube
+
+test-vm: setup $(VENV)/.vm-packages ## what is marked vm on another kernel: KERNEL=uml (TESTS="e2e/test_x.py" MARK="…")
+	@$(BIN)/python -m e2e.vm $(KERNEL) $(TESTS) $(if $(MARK),-m "$(MARK)")
 
 bench: setup ## measure, and write docs/benchmarks.md with its plots
 	@$(BIN)/python -m e2e.bench

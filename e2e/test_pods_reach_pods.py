@@ -6,6 +6,7 @@ import itertools
 from typing import Final
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from .conftest import NewMesh
 from .mesh import Mesh, service
@@ -18,9 +19,14 @@ _MESHES: Final = {
     "tunnel-6": ("--family=6", "--agent=tunnel-port=4790", "--agent=mtu=1400"),
     "direct-6": ("--routing=direct", "--family=6"),
 }
+_ON_OTHER_KERNELS: Final = {"tunnel", "direct-6"}
 
 
-@pytest.fixture(scope="module", params=_MESHES)
+def _mesh(name: str) -> ParameterSet:
+    return pytest.param(name, marks=[pytest.mark.vm] if name in _ON_OTHER_KERNELS else [])
+
+
+@pytest.fixture(scope="module", params=map(_mesh, _MESHES))
 def mesh(request: pytest.FixtureRequest, new_mesh: NewMesh) -> Mesh:
     made = new_mesh(request.param, "--pods=1", *_MESHES[request.param])
     for cluster in ("cluster1", "cluster2"):

@@ -21,7 +21,7 @@ from agent.targets.frontends import FrontendTarget
 from .calls import call, keep, keep_calling, kept_send, let_go, send_many
 from .lab import Node, address
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.vm]
 
 WEB4 = {"10.96.0.1:80": ["10.1.0.1:8080"]}
 WEB6 = {"[fd00:96::1]:80": ["[fd00:1::1]:8080"]}

@@ -30,7 +30,7 @@ from clustermesh.model import ClusterId, IdentityId
 from .conftest import SMALL
 from .lab import Node, mounted_bpffs, node
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.vm]
 
 EAST_POD, WEST_POD = 0x10005, 0x20007  # of the identity ranges of clusters 1 and 2
 PORT: Final = 7000

@@ -1,0 +1,65 @@
+"""
+Run tests on another kernel.
+
+    python -m e2e.vm uml                          what is marked `vm`
+    python -m e2e.vm uml e2e/test_fast_path.py    whatever pytest takes
+    python -m e2e.vm uml --make                   only have the kernel
+
+What a failing test saves is in e2e/failures, as always. The exit code is pytest's; 69 when the
+kernel cannot be had on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from clustermesh.errors import UserError
+from clustermesh.sandbox.cache import UnavailableError
+
+from . import uml
+from .guest import Boot, GuestError, run
+
+_FAILURES = Path(__file__).parents[1] / "failures"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def main(kernel: str, *arguments: str) -> int:
+    """The exit code."""
+    if kernel != "uml":
+        raise UserError(f"there is no kernel {kernel}", hint="uml")
+    boot: Boot = partial(uml.command, uml.make())
+    if arguments == ("--make",):
+        return 0
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        *(arguments or ("-m", "vm")),
+    ]
+    return run(boot, pytest, _FAILURES, _environment())
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
+    columns = str(shutil.get_terminal_size().columns)
+    plain = {} if sys.stdout.isatty() else {"NO_COLOR": "1"}
+    return {"HOME": str(Path.home()), "PATH": _PATH, "COLUMNS": columns, **kept, **plain}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except UnavailableError as error:
+        print(error, file=sys.stderr)
+        sys.exit(os.EX_UNAVAILABLE)
+    except (GuestError, UserError) as error:
+        sys.exit(str(error))
+    except subprocess.CalledProcessError:
+        sys.exit("the build failed; see above")

@@ -1,0 +1,80 @@
+"""Packages of any release of Debian, downloaded without a word to the machine's own apt."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from clustermesh.sandbox.cache import UnavailableError, last_line, say
+
+_KEYS: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_MIRROR: Final = "http://deb.debian.org"
+_SUITES: Final = {
+    "debian": ("bookworm", "trixie", "trixie-backports"),
+    "debian-security": ("bookworm-security", "trixie-security"),
+}
+
+
+def download(name: str, directory: Path) -> Path:
+    """
+    The newest package whose name is matched by the regular expression `name`, in `directory`.
+
+    Raises:
+        UnavailableError: this is no Debian, there is no network, or no such package.
+    """
+    if shutil.which("apt-get") is None or not _KEYS.exists():
+        raise UnavailableError("kernels are packages of Debian, and there is no apt-get here")
+    with tempfile.TemporaryDirectory() as state:
+        options = _own_state(Path(state))
+        _run("apt-get", *options, "--error-on=any", "update")
+        names = _run("apt-cache", *options, "pkgnames").split()
+        found = [package for package in names if re.fullmatch(name, package)]
+        if not found:
+            raise UnavailableError(f"Debian has no package {name} any more, or not yet")
+        newest = max(found, key=_version)
+        say(f"downloading {newest}")
+        _run("apt-get", *options, "download", newest, cwd=directory)
+    (file,) = directory.glob(f"{newest}_*.deb")
+    return file
+
+
+def unpack(package: Path, directory: Path) -> None:
+    """Unpack a package into `directory`."""
+    subprocess.run(["dpkg-deb", "--extract", str(package), str(directory)], check=True)
+
+
+def _own_state(directory: Path) -> list[str]:
+    sources = directory / "sources.list"
+    sources.write_text(
+        "".join(
+            f"deb [signed-by={_KEYS}] {_MIRROR}/{archive} {suite} main\n"
+            for archive, suites in _SUITES.items()
+            for suite in suites
+        )
+    )
+    settings = {
+        "APT::Sandbox::User": "root",  # the user _apt could not write here
+        "Acquire::Languages": "none",
+        "Dir::Cache": directory / "cache",
+        "Dir::Etc::SourceList": sources,
+        "Dir::Etc::SourceParts": "-",
+        "Dir::State::Lists": directory / "lists",
+    }
+    for place in ("cache/archives/partial", "lists/partial"):
+        (directory / place).mkdir(parents=True)
+    return [f"-o={name}={value}" for name, value in settings.items()]
+
+
+def _version(package: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", package)]
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd)
+    if done.returncode:
+        raise UnavailableError(f"{command[0]}: {last_line(done.stderr)}")
+    return done.stdout
