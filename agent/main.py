@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Hashable, Iterator
+import time
+from collections.abc import Coroutine, Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,13 +32,17 @@ from clustermesh.status import Cluster, RemoteState, RowFailure
 from . import show
 from .cache import Cache
 from .cluster import ClusterIds, ClusterReader
+from .kernel.wireguard.driver import PeerState
 from .meshnode import keep_mesh_node
 from .node import BpfNode, Kernel, NoKernel
 from .own import OwnNode
 from .remote import Remotes
-from .rules.cidrs import Owners, cidrs
+from .rows import Cidr, PeerKey
+from .rules.cidrs import CidrKey, Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
-from .rules.routes import routes
+from .rules.keys import closed
+from .rules.peers import paths, peers
+from .rules.routes import encrypted_routes, routes
 from .rules.services import frontends
 from .settings import AgentSettings
 from .tables import Derived, Read
@@ -61,7 +66,7 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
     home = ClusterReader(own, ids, read, cache)
     remotes = Remotes(settings.clusters_dir, ids, read, cache)
     await remotes.open()
-    own_node = OwnNode()
+    own_node = OwnNode(encrypts=settings.encrypts)
     node: Kernel = (
         BpfNode(settings, read, derived, own_node) if settings.datapath == "bpf" else NoKernel()
     )
@@ -82,15 +87,23 @@ def _derivations(
 ) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
     """Every rule, from what it reads to what it writes."""
     owner = Owners(derived.cidrs).owner
+    route = (
+        partial(encrypted_routes, own=own, routings=settings.routings, path=derived.paths.first)
+        if settings.encrypts
+        else partial(routes, own=own, routings=settings.routings)
+    )
+
+    def claims() -> Mapping[CidrKey, Cidr]:
+        nodes = [node for _, node in _all(read.nodes)]
+        shut = closed(nodes, own, read.own_keys.keys(), encrypts=settings.encrypts)
+        return cidrs(nodes, own, _all(read.reserved), settings.allowed, shut)
 
     yield (
         "cidrs",
         derive_whole(
-            (read.nodes, read.reserved),
+            (read.nodes, read.reserved, *((read.own_keys,) if settings.encrypts else ())),
             derived.cidrs.writer("rule"),
-            lambda: cidrs(
-                (node for _, node in _all(read.nodes)), own, _all(read.reserved), settings.allowed
-            ),
+            claims,
         ),
     )
     yield (
@@ -98,9 +111,13 @@ def _derivations(
         derive(
             (derived.cidrs,),
             derived.routes.writer("rule"),
-            partial(routes, own=own, routings=settings.routings),
+            route,
+            context=(derived.paths,) if settings.encrypts else (),
         ),
     )
+    if settings.encrypts:
+        yield "peers", _derive_peers(own, read, derived, settings)
+        yield "paths", _derive_paths(read, derived)
     yield (
         "ipcache of endpoints",
         derive(
@@ -126,8 +143,40 @@ def _derivations(
     )
 
 
+async def _derive_peers(
+    own: ClusterName, read: Read, derived: Derived, settings: AgentSettings
+) -> None:
+    await derive_whole(
+        (derived.cidrs, read.keys, read.own_keys),
+        derived.peers.writer("rule"),
+        lambda: peers(
+            _all(derived.cidrs),
+            dict(_all(read.keys)),
+            dict(_all(read.own_keys)),
+            own=own,
+            port=settings.encryption_port,
+            keepalive=settings.encryption_keepalive,
+        ),
+    )
+
+
+async def _derive_paths(read: Read, derived: Derived) -> None:
+    writer = derived.paths.writer("rule")
+    # An agent that has just started must not lead anybody back to a lane that is about to go.
+    await read.sessions.ready()
+    await derive_whole(
+        (derived.peers, read.sessions),
+        writer,
+        lambda: paths(dict(_all(derived.peers)), read.sessions.keys()),
+    )
+
+
 def _all(table: Table[K, V]) -> Iterator[tuple[K, V]]:
     return ((key, row) for key in table.keys() for row in table.rows(key).values())
+
+
+def _seen(node: Kernel, key: PeerKey) -> PeerState | None:
+    return node.encryption.seen(key) if node.encryption else None
 
 
 class Parts(NamedTuple):
@@ -154,7 +203,11 @@ def _show(
 
     def refused() -> list[str]:
         claims = ((key, derived.cidrs.first(key)) for key in derived.cidrs.keys())
-        return sorted(f"{key} is refused: {c.refused}" for key, c in claims if c and c.refused)
+        return sorted(
+            f"{key} is refused: {c.refused or c.closed}"
+            for key, c in claims
+            if c and (c.refused or (c.closed and not c.is_node))
+        )
 
     def lost(key: ObjectName) -> list[str]:
         holders = ((address, derived.frontends.first(address)) for address in waiting.rows(key))
@@ -172,6 +225,8 @@ def _show(
     daemon.add_status("cluster", lambda: Cluster(settings.cluster_name, settings.cluster_id))
     daemon.add_status("node", lambda: settings.node_name)
     daemon.add_status("datapath", node.status)
+    if node.encryption is not None:
+        daemon.add_status("encryption", node.encryption.status)
     daemon.add_status("home", home.status)
     daemon.add_remotes(remotes.status)
     daemon.add_status("refused", refused)
@@ -190,6 +245,12 @@ def _show(
     )
     daemon.add_table(
         "endpoints", read.endpoints, show.endpoint, bad_rows=partial(bad_rows, "endpoints")
+    )
+    daemon.add_table(
+        "peers",
+        derived.peers,
+        partial(show.peer, seen=partial(_seen, node), now=time.time),
+        reconcilers=node.reconcilers("peers"),
     )
     daemon.add_table("cidrs", derived.cidrs, show.cidr)
     daemon.add_table(

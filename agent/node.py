@@ -12,13 +12,14 @@ from typing import Any, Final, Protocol, Self
 
 import msgspec
 
-from clustermesh.model import IPNetwork
+from clustermesh.model import ClusterId, IPNetwork
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
+from .encryption import Encryption
 from .kernel.datapath import Datapath
 from .kernel.facts import Facts, IPInterface
-from .kernel.netlink import Netlink
+from .kernel.netlink import Netlink, device_index
 from .kernel.nftables import Nftables
 from .kernel.route_messages import KernelRoute
 from .own import OwnNode
@@ -63,6 +64,10 @@ class Kernel(Protocol):
     def unready(self) -> str | None:
         """Why it does not carry traffic as it should; None when it does."""
 
+    @property
+    def encryption(self) -> Encryption | None:
+        """What encrypts, if anything does. Not before it is open."""
+
 
 class NoKernel:
     """`--datapath none`: everything is computed, and nothing is programmed."""
@@ -95,10 +100,15 @@ class NoKernel:
         """There is nothing to wait for."""
         return None
 
+    @property
+    def encryption(self) -> None:
+        """Nothing does."""
+        return
+
 
 class BpfNode:
     """
-    BPF programs and maps, the tunnel device and our route table, in this network namespace.
+    BPF programs and maps, our devices and our route table, in this network namespace.
 
     Programs are attached only when the maps have been filled once: until then whatever an earlier
     agent left attached goes on with its own.
@@ -108,13 +118,15 @@ class BpfNode:
         self._own = own
         self._settings = settings
         self._routings = settings.routings
-        self._tunnel = settings.tunnel if Routing.TUNNEL in self._routings.in_use else None
+        tunnels = Routing.TUNNEL in self._routings.in_use and not settings.encrypts
+        self._tunnel = settings.tunnel if tunnels else None
         self._read = read
         self._derived = derived
         self._reserved = read.reserved.writer("this node")
         self._open = AsyncExitStack()
         self._attached = False
         self._facts: Facts | None = None
+        self.encryption: Encryption | None = None
         self._reconcilers: dict[str, Reconciler[Any, Any, Any]] = {}
 
     async def __aenter__(self) -> Self:
@@ -146,6 +158,11 @@ class BpfNode:
         self._sources = Reconciler(
             derived.routes, SourceTarget(Nftables()), _kept, grace=grace, retry_min=1.0
         )
+        if settings.encrypts:
+            self.encryption = await Encryption.open(
+                settings, self._read, derived, self._own, self._netlink
+            )
+            self._reconcilers["peers"] = self.encryption.reconciler
         return self
 
     async def __aexit__(
@@ -158,7 +175,7 @@ class BpfNode:
 
     async def run(self) -> None:
         """See Kernel. Raises UserError if the cgroup or the kernel lacks something."""
-        frontends, ipcache, routes = self._reconcilers.values()
+        frontends, ipcache, routes, *_ = self._reconcilers.values()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(frontends.run(), name="reconcile frontends")
             tasks.create_task(ipcache.run(), name="reconcile ipcache")
@@ -169,13 +186,16 @@ class BpfNode:
             tasks.create_task(self._sources.run(), name="reconcile sources")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._sources.synced.wait(), _SOURCES_WITHIN)
+            if self.encryption is not None:
+                await self._prepare()  # nothing may pass in plain text before there is a route
+                tasks.create_task(self.encryption.run(), name="encryption")
+                await self.encryption.reconciler.synced.wait()
             tasks.create_task(routes.run(), name="reconcile routes")
             await frontends.synced.wait()
             self._datapath.attach_sockets(self._settings.cgroup)
             await routes.synced.wait()
             self._datapath.settle()
-            # Of a time when the routing was another.
-            await self._netlink.remove_tunnel_devices(keep=self._tunnel)
+            await self._remove_unused_devices()
             self._attached = True
             log.info("the datapath is attached: %s routing", self._routings.default)
             async for names in Watch(self._read.nodes):
@@ -184,6 +204,8 @@ class BpfNode:
 
     def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
         """See Kernel."""
+        if table not in self._reconcilers:
+            return ()
         found = self._reconcilers[table]
         return (found, self._sources) if table == "routes" else (found,)
 
@@ -215,11 +237,25 @@ class BpfNode:
         health_ips = tuple(str(ip) for v in (4, 6) if (ip := self._facts.source(v)) is not None)
         self._own.learn(msgspec.structs.replace(self._own.known, health_ips=health_ips))
         await self._netlink.ensure_forwarding(self._facts.underlay)
+        if self.encryption is not None:
+            self._guard(self._facts.outside)
+            self.encryption.underlay(self._facts.given_mtu or self._facts.mtu)
+            self.encryption.device_gone()
         if self._tunnel:
             mtu = tunnel_mtu(self._facts)
             device = await self._netlink.ensure_tunnel_device(mtu, self._tunnel)
             self._datapath.attach_tunnel(device)
         await self._netlink.ensure_rule()
+
+    def _guard(self, devices: Iterable[str]) -> None:
+        indexes = [index for name in devices if (index := device_index(name))]
+        self._datapath.attach_guard(indexes, ClusterId(self._settings.cluster_id))
+
+    async def _remove_unused_devices(self) -> None:
+        """Those of a time when the settings were others."""
+        await self._netlink.remove_tunnel_devices(keep=self._tunnel)
+        if self.encryption is None:
+            await self._netlink.remove_encrypted_devices()
 
     def _reserve(self, addresses: Iterable[tuple[str, IPInterface]]) -> None:
         """Let no other cluster have the networks that this node is on."""

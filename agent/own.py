@@ -23,15 +23,29 @@ class Known(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 class OwnNode:
     """Where the parts of the agent put what they find out of the node, as they find it out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, encrypts: bool) -> None:
+        """
+        Args:
+            encrypts: there will be a key: until it has been learned nothing is to be told, or an
+                agent that restarts would take back the one that it told before.
+        """
         self.known = Known(boot_id=_BOOT_ID.read_text().strip())
         self._changed = asyncio.Event()
+        self._complete = asyncio.Event()
+        if not encrypts:
+            self._complete.set()
 
     def learn(self, known: Known) -> None:
         """Take over what holds from now on."""
         if known != self.known:
             self.known = known
             self._changed.set()
+        if known.wireguard_public_key:
+            self._complete.set()
+
+    async def complete(self) -> None:
+        """Wait until everything is known that is to be told."""
+        await self._complete.wait()
 
     async def changed(self) -> None:
         """Wait until something has been learned since this was last called."""

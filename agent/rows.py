@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,6 +15,7 @@ from clustermesh.model import (
     ClusterName,
     IdentityId,
     IPAddress,
+    IPNetwork,
     L4Address,
     ObjectName,
 )
@@ -55,6 +57,8 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
     node_ips: tuple[IPAddress, ...]  # InternalIPs, without those that are refused
     is_node: bool = False  # the node itself, not its pods
     refused: str = ""  # why it is not used, when it is not
+    closed: str = ""  # why nothing may be sent there, though it is theirs: encryption
+    external: IPAddress | None = None  # where the node is reached from outside, if it says so
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):
@@ -95,6 +99,66 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     node: str
     node_ip: IPAddress | None  # None: nobody here has to know
     routing: Routing
+    device: str = ""  # the WireGuard device that it goes through; empty without encryption
+
+
+class NodeName(NamedTuple):
+    """A node of some cluster; printed `cluster/node`."""
+
+    cluster: ClusterName
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.cluster}/{self.node}"
+
+
+class OwnKey(msgspec.Struct, frozen=True, gc=False):
+    """A WireGuard key of this node, by its public half."""
+
+    parity: int  # see lanes.py
+    age: int  # 0: the current one; 1: the one before
+
+
+class PeerKey(NamedTuple):
+    """A peer of one of our WireGuard devices."""
+
+    device: str
+    public_key: str  # base64
+
+    def __str__(self) -> str:
+        return f"{self.public_key} on {self.device}"
+
+
+class UdpAddress(NamedTuple):
+    """Where a node receives; printed `192.0.2.1:51871`, `[2001:db8::1]:51871`."""
+
+    ip: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
+
+
+class Peer(msgspec.Struct, frozen=True, gc=False):
+    """A node of another cluster, at the other end of a lane."""
+
+    cluster: ClusterName
+    node: str
+    endpoint: UdpAddress
+    allowed_ips: tuple[IPNetwork, ...]  # sorted: its pods' and its own, and nobody else's
+    keepalive: int  # seconds; 0: none
+    age: int  # 0 for the newest lane to that node
+
+
+class Session(msgspec.Struct, frozen=True, gc=False):
+    """A peer has answered on a lane."""
+
+
+class Path(msgspec.Struct, frozen=True, gc=False):
+    """The lane that packets to a node take at present."""
+
+    device: str
+    endpoint: IPAddress
 
 
 class IpcacheEntry(msgspec.Struct, frozen=True, gc=False):

@@ -16,6 +16,7 @@ from clustermesh.settings import (
 )
 
 from .kernel.tunnel import Tunnel, TunnelProtocol
+from .lanes import PORTS
 from .rows import Routing, Routings
 
 _LEAST_MTU: Final = 1280 + 70  # what every IPv6 packet may have, in a tunnel over IPv6
@@ -51,6 +52,21 @@ class AgentSettings(DaemonSettings):
 
     mtu: int = 0
     "Bytes of the largest packet that fits between nodes, tunnel included; 0: as their device says."
+
+    encryption: Literal["none", "wireguard"] = "none"
+    "wireguard encrypts between nodes of different clusters, and lets nothing pass in plain text."
+
+    encryption_port: int = 51871
+    "First of the four UDP ports of WireGuard; the same on every node of the mesh."
+
+    encryption_keepalive: int = 0
+    "Seconds between packets to silent peers, which keep a NAT in between open; 0: none."
+
+    encryption_key_age: float = 0.0
+    "Hours after which this node changes its WireGuard key; 0: when it is told to."
+
+    encryption_sockets: Path = Path("/var/run/wireguard")
+    "Directory for the sockets of wireguard-go, where the kernel has no WireGuard."
 
     mesh_cidrs: CommaSeparated = ()
     "Networks that the pods of other clusters must be in; by default any that is nobody's here."
@@ -90,6 +106,7 @@ class AgentSettings(DaemonSettings):
             raise UserError(
                 f"--mtu {self.mtu} is out of range", hint=f"choose {_LEAST_MTU}-65535, or 0"
             )
+        self._check_encryption()
 
     @property
     def allowed(self) -> tuple[IPNetwork, ...]:
@@ -119,6 +136,26 @@ class AgentSettings(DaemonSettings):
         return Tunnel(TunnelProtocol(self.tunnel_protocol), self.tunnel_port)
 
     @property
+    def encrypts(self) -> bool:
+        """Whether what goes to other clusters is encrypted."""
+        return self.encryption != "none"
+
+    @property
     def knows_kubernetes(self) -> bool:
         """Whether there are credentials for Kubernetes, given or as every pod has them."""
         return bool(self.kubeconfig or self.context or os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+    def _check_encryption(self) -> None:
+        if not 1 <= self.encryption_port <= 0xFFFF - (PORTS - 1):
+            raise UserError(
+                f"--encryption-port {self.encryption_port} is out of range", hint="choose 1-65532"
+            )
+        if not 0 <= self.encryption_keepalive <= 0xFFFF:
+            raise UserError(
+                f"--encryption-keepalive {self.encryption_keepalive} is out of range",
+                hint="choose 0-65535",
+            )
+        if not self.encryption_key_age >= 0:
+            raise UserError("--encryption-key-age is negative", hint="0 for no rotation by age")
+        if self.encrypts and self.datapath == "none":
+            raise UserError("--encryption wireguard needs --datapath bpf")

@@ -19,7 +19,8 @@ from clustermesh.model import (
     Service,
 )
 
-from .rows import Cidr, Frontend, IpcacheEntry, Route
+from .kernel.wireguard.driver import PeerState
+from .rows import Cidr, Frontend, IpcacheEntry, Peer, PeerKey, Route
 from .rules.cidrs import CidrKey
 
 Rendered = Iterable[Mapping[str, Any]]
@@ -73,6 +74,7 @@ def node(key: str, rows: Mapping[str, Node]) -> Rendered:
             "cluster": cluster,
             "addresses": [f"{kind} {ip}" for kind, ip in row.addresses],
             "pod_cidrs": [str(cidr) for cidr in row.pod_cidrs],
+            **({"public_key": row.wireguard_public_key} if row.wireguard_public_key else {}),
         }
 
 
@@ -104,7 +106,32 @@ def cidr(key: CidrKey, rows: Mapping[str, Cidr]) -> Rendered:
             "cluster": key.cluster,
             "node": key.node,
             "kind": "node" if row.is_node else "pods",
-            "refused": row.refused,
+            "refused": row.refused or row.closed,
+        }
+
+
+def peer(
+    key: PeerKey,
+    rows: Mapping[str, Peer],
+    *,
+    seen: Callable[[PeerKey], PeerState | None],
+    now: Callable[[], float],
+) -> Rendered:
+    """A node at the other end of a WireGuard device, and what was seen of it last."""
+    for row in rows.values():
+        state = seen(key)
+        endpoint = (state.config.endpoint if state else None) or row.endpoint
+        age = round(now() - state.handshake_at, 1) if state and state.handshake_at else None
+        yield {
+            "cluster": row.cluster,
+            "node": row.node,
+            "device": key.device,
+            "public_key": key.public_key,
+            "endpoint": str(endpoint),
+            "handshake_age": age,
+            "received": state.received if state else 0,
+            "sent": state.sent if state else 0,
+            "allowed_ips": [str(network) for network in row.allowed_ips],
         }
 
 
@@ -117,6 +144,7 @@ def route(key: IPNetwork, rows: Mapping[str, Route]) -> Rendered:
             "node": row.node,
             "routing": row.routing,
             "node_ip": str(row.node_ip) if row.node_ip else None,
+            **({"device": row.device} if row.device else {}),
         }
 
 

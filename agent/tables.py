@@ -17,7 +17,19 @@ from clustermesh.model import (
 )
 from clustermesh.state import Table, Waiting
 
-from .rows import Cidr, Frontend, IpcacheEntry, Reserved, Route
+from .rows import (
+    Cidr,
+    Frontend,
+    IpcacheEntry,
+    NodeName,
+    OwnKey,
+    Path,
+    Peer,
+    PeerKey,
+    Reserved,
+    Route,
+    Session,
+)
 from .rules.cidrs import CidrKey
 
 
@@ -30,6 +42,10 @@ class Read:
     identities: Table[IdentityId, Identity] = field(default_factory=lambda: Table("identities"))
     endpoints: Table[IPAddress, Endpoint] = field(default_factory=lambda: Table("endpoints"))
     reserved: Table[IPNetwork, Reserved] = field(default_factory=lambda: Table("reserved"))
+    # Only with encryption, by public key; the keys of a node the newest first.
+    own_keys: Table[str, OwnKey] = field(default_factory=lambda: Table("own keys"))
+    keys: Table[NodeName, tuple[str, ...]] = field(default_factory=lambda: Table("keys"))
+    sessions: Table[PeerKey, Session] = field(default_factory=lambda: Table("sessions"))
 
 
 @dataclass(frozen=True)
@@ -39,5 +55,7 @@ class Derived:
     cidrs: Table[CidrKey, Cidr] = field(default_factory=lambda: Table("cidrs"))
     frontends: Table[L4Address, Frontend] = field(default_factory=lambda: Table("frontends"))
     routes: Table[IPNetwork, Route] = field(default_factory=lambda: Table("routes"))
+    peers: Table[PeerKey, Peer] = field(default_factory=lambda: Table("peers"))
+    paths: Table[NodeName, Path] = field(default_factory=lambda: Table("paths"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))
     waiting: Waiting[ObjectName, L4Address] = field(default_factory=Waiting)

@@ -16,6 +16,7 @@ from clustermesh.model import ObjectName, Protocol
 
 from .objects import (
     CLUSTER_SCOPED,
+    EXTERNAL_ADDRESS,
     KINDS,
     AnyObject,
     EndpointSlice,
@@ -161,6 +162,8 @@ def _check_node(node: Any) -> None:
                 check_pod_cidr(ip_network(text))
             except ValueError as error:
                 raise BadRowError(f"spec.podCIDRs: {error}") from None
+    if external := node.metadata.annotations.external_address:
+        _ip(f"metadata.annotations: {EXTERNAL_ADDRESS}", external)
     for address in node.status.addresses:
         if address.type in {"InternalIP", "ExternalIP"}:
             _ip("status.addresses", address.address)

@@ -66,9 +66,26 @@ class NodeStatus(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     node_info: NodeInfo = NodeInfo()
 
 
+# STABLE API: what users annotate their Nodes with.
+EXTERNAL_ADDRESS: Final = "clustermesh.io/external-address"
+
+
+class NodeAnnotations(msgspec.Struct, frozen=True, gc=False):
+    """The one annotation of a Node that is read."""
+
+    external_address: str = msgspec.field(name=EXTERNAL_ADDRESS, default="")
+
+
+class NodeMetadata(Metadata, frozen=True, gc=False, rename="camel"):
+    """Says also where a node is reached from outside of its network."""
+
+    annotations: NodeAnnotations = NodeAnnotations()
+
+
 class Node(Object, frozen=True, gc=False):
     """A machine with pods."""
 
+    metadata: NodeMetadata
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 

@@ -122,6 +122,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     wireguard_public_key: str = ""  # base64; empty when encryption is off
     boot_id: str = ""
     health_ips: tuple[IPAddress, ...] = ()  # in its pod CIDRs, one of a version: to be probed
+    external_address: IPAddress | None = None  # where it is reached from outside of its network
 
     def internal_ip(self, version: int) -> IPAddress | None:
         """The node's address that tunnels and direct routes go to, of IP version 4 or 6."""

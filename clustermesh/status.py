@@ -118,12 +118,27 @@ class MeshNodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None  # why it could not be written, when it could not
 
 
+class EncryptionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent encrypts with. No private key is ever in it."""
+
+    type: str = "none"
+    driver: str = ""  # kernel, or wireguard-go
+    public_key: str = ""
+    previous_key: str = ""  # while it is being replaced
+    key_age: float = 0.0  # seconds
+    devices: list[str] = []
+    ports: list[int] = []  # UDP, that this node receives on
+    peers: int = 0  # nodes
+    answered: int = 0  # of them, ever
+    last_error: str | None = None  # why the key cannot be changed
+
+
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
     `/status` of either daemon.
 
-    Only an agent has a node, a datapath, a MeshNode and remotes; only an apiserver has a source
-    and an etcd.
+    Only an agent has a node, a datapath, encryption, a MeshNode and remotes; only an apiserver has
+    a source and an etcd.
     """
 
     daemon: str
@@ -138,6 +153,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     remotes: list[Remote] = []
     refused: list[str] = []  # which addresses of which node are not used, and why
     conflicts: list[str] = []  # which frontend of which service is not used, and whose it is
+    encryption: EncryptionStatus | None = None  # None: an apiserver, or nothing is encrypted
     mesh_node: MeshNodeStatus | None = None  # None: nowhere to write it
     source: SourceStatus | None = None
     etcd: EtcdStatus | None = None

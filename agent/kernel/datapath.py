@@ -5,6 +5,7 @@ What this node's kernel does for the mesh: load it, or adopt what an earlier age
     (fill the maps)     at once right if adopted, else the reconcilers' first pass
     attach_sockets()    links that are there get the new programs in place, nothing is missed
     attach_tunnel()
+    attach_guard()
     settle()            older schemas and links that nobody claimed are removed
 
 Until something is attached, whatever an earlier agent left goes on with its own maps. So a change
@@ -16,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from agent.kernel.layouts import Direction, DropReason
 from agent.kernel.links import AttachType
 from agent.kernel.pins import Limits, Pins
 from clustermesh.errors import UserError
+from clustermesh.model import ClusterId
 
 _OBJECTS: Final = Path(__file__).with_name("objects")
 
@@ -45,6 +47,11 @@ _TUNNEL_PROGRAMS: Final = {
     "tunnel_ingress": AttachType.TCX_INGRESS,
 }
 
+_GUARD_PROGRAMS: Final = {
+    "guard_egress": AttachType.TCX_EGRESS,
+    "guard_ingress": AttachType.TCX_INGRESS,
+}
+
 _KEPT: Final = ("connections", "sessions", "drops", "counters")
 """Maps that programs fill. A new schema with the same layouts shares them, rather than forget."""
 
@@ -57,7 +64,7 @@ class Datapath:
     of the calling thread.
     """
 
-    def __init__(self, pins_: Pins, sockets: Object, tunnel: Object) -> None:
+    def __init__(self, pins_: Pins, limits: Limits, sockets: Object, tunnel: Object) -> None:
         """Use `open` instead."""
         self.adopted = pins_.is_current
         """Whether the maps hold what an earlier agent wrote, and are in use. If not, attach only
@@ -68,6 +75,8 @@ class Datapath:
         self._drops = sockets.map("drops")
         self._counters = tunnel.map("counters")
         self._pins = pins_
+        self._limits = limits
+        self._guard: Object | None = None
         self._sockets = sockets
         self._tunnel = tunnel
         self._attached: set[str] = set()
@@ -99,7 +108,7 @@ class Datapath:
                 obj = Object(path, pins_.maps, settings=settings, max_entries=limits.sizes())
                 undo.callback(obj.close)
                 loaded.append(obj)
-            datapath = cls(pins_, *loaded)
+            datapath = cls(pins_, limits, *loaded)
             undo.pop_all()
             return datapath
 
@@ -143,6 +152,34 @@ class Datapath:
             for name, type_ in _TUNNEL_PROGRAMS.items():
                 self._attach(self._tunnel, name, ifindex, type_)
 
+    def attach_guard(self, ifindexes: Iterable[int], own_cluster: ClusterId) -> None:
+        """
+        Drop what other clusters' pods send, or are sent, by these devices in plain text.
+
+        To be called once the ipcache is filled, for that is what it goes by. Idempotent.
+
+        Raises:
+            UserError: the kernel has neither TCX nor clsact.
+            OSError: ENODEV, there is no such device in this network namespace.
+        """
+        with _explained(
+            "guard the devices towards other nodes",
+            "TCX (Linux 6.6 or newer), or clsact (sch_ingress, cls_bpf)",
+        ):
+            if self._guard is None:
+                self._guard = Object(
+                    _OBJECTS / "guard.bpf.o",
+                    self._pins.maps,
+                    settings={"own_cluster_id": struct.pack("=I", own_cluster)},
+                    max_entries=self._limits.sizes(),
+                )
+            for ifindex in ifindexes:
+                for name, type_ in _GUARD_PROGRAMS.items():
+                    pin = f"{name}_{ifindex}"
+                    program = self._guard.program(name)
+                    links.attach(program, ifindex, type_, self._pins.links / pin)
+                    self._attached.add(pin)
+
     def settle(self) -> None:
         """
         Remove what older agents left: maps of other schemas, and links not attached since `open`.
@@ -168,6 +205,8 @@ class Datapath:
             map_.close()
         self._sockets.close()
         self._tunnel.close()
+        if self._guard is not None:
+            self._guard.close()
 
     @staticmethod
     def remove(bpffs: Path) -> None:

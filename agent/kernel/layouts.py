@@ -69,6 +69,7 @@ class DropReason(enum.IntEnum):
     SPOOFED_SOURCE = 8
     FOREIGN_IDENTITY = 9
     TRANSIT = 10
+    PLAIN_TEXT = 11
 
 
 class Direction(enum.IntEnum):

@@ -14,9 +14,11 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Collection, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
+from agent.lanes import LANES
 from clustermesh.model import IPAddress, IPNetwork
 
 from .facts import Facts, IPInterface, read_addresses, read_facts
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 # STABLE API: what uninstall removes.
 RULE_PRIORITY: Final = 195  # after `local` (0), before what the common CNIs add (512 and up)
 
+_NO_ADDRESS: Final = IPv4Address("169.254.195.195")
+_RT_SCOPE_HOST: Final = 254
 _IFF_NOARP: Final = 0x80
 _SYSCTLS: Final = Path("/proc/sys/net")
 
@@ -122,6 +126,45 @@ class Netlink:
             lacks = f"this kernel has no {tunnel.protocol}: use another --tunnel-protocol"
             raise NetlinkError(errno.EOPNOTSUPP, lacks) from error
 
+    async def ensure_encrypted_device(self, device: str, mtu: int) -> None:
+        """Have a WireGuard device that is there up, and with this MTU."""
+        with _oserror(device):
+            link = await self._link(device)
+            if link is None:
+                raise OSError(errno.ENODEV, f"there is no device {device}")
+            if link.get("mtu") != mtu:
+                await self.ip.link("set", index=link["index"], mtu=mtu)
+            if link["state"] != "up":
+                await self.ip.link("set", index=link["index"], state="up")
+            # Loose, because the answer to what came by one lane may leave by another. To a device
+            # without an IPv4 address the kernel is strict nevertheless: so it has one, of a scope
+            # that no packet is ever sent from.
+            await self.ip.addr(
+                "replace",
+                index=link["index"],
+                address=str(_NO_ADDRESS),
+                prefixlen=32,
+                scope=_RT_SCOPE_HOST,
+            )
+        self._write_sysctl(f"ipv4/conf/{device}/rp_filter", "2")
+
+    async def has_kind(self, name: str, kind: str) -> bool:
+        """Whether there is a device of that name and kind (tun, wireguard)."""
+        link = await self._link(name)
+        return link is not None and link.get(("linkinfo", "kind")) == kind
+
+    async def remove_encrypted_devices(self) -> None:
+        """Take the WireGuard devices away, if there are any."""
+        for lane in LANES:
+            await self.remove_device(lane.device)
+
+    async def remove_device(self, name: str) -> None:
+        """Remove a device, if there is one of that name."""
+        link = await self._link(name)
+        if link is not None:
+            with _oserror(f"removing {name}"):
+                await self.ip.link("del", index=link["index"])
+
     async def ensure_forwarding(self, underlay: str) -> None:
         """
         Let this node forward packets, as every CNI does.
@@ -163,6 +206,7 @@ class Netlink:
         for error in (await self.routes.apply({}, list(await self.routes.dump()))).values():
             raise error
         await self.remove_tunnel_devices()
+        await self.remove_encrypted_devices()
 
     async def remove_tunnel_devices(self, keep: Tunnel | None = None) -> None:
         """Take the tunnel devices away that are there, but for `keep`'s."""
@@ -175,9 +219,8 @@ class Netlink:
                     await self.ip.link("del", index=link["index"])
 
     async def _link(self, name: str) -> Any | None:
-        try:
-            index = socket.if_nametoindex(name)
-        except OSError:
+        index = device_index(name)
+        if index is None:
             return None
         with _oserror(f"reading {name}"):
             return (await self.ip.link("get", index=index))[0]
@@ -199,6 +242,14 @@ class Netlink:
         which = {"table": rule.get("table"), "priority": rule.get("priority")}
         with _oserror("removing a routing rule"):
             await self.ip.rule("del", family=family, protocol=PROTOCOL, **which)
+
+
+def device_index(name: str) -> int | None:
+    """The interface index of a device in this thread's network namespace; None without it."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
 
 
 def _families() -> tuple[int, ...]:

@@ -125,7 +125,7 @@ def pack_put(prefix: IPNetwork, route: KernelRoute, device: int, sequence: int) 
 def pack_delete(prefix: IPNetwork, sequence: int) -> bytes:
     """Delete what we have for `prefix`, wherever it leads. A stranger's route does not match."""
     family, destination = _destination(prefix)
-    rest = _attribute(_RTA_TABLE, _U32.pack(TABLE)) + _attribute(_RTA_PRIORITY, _U32.pack(METRIC))
+    rest = attribute(_RTA_TABLE, _U32.pack(TABLE)) + attribute(_RTA_PRIORITY, _U32.pack(METRIC))
     length = _ROUTE.size + len(destination) + len(rest)
     head = (length, RTM_DELROUTE, NLM_F_REQUEST, sequence, 0)
     body = (family, prefix.prefixlen, 0, 0, 0, PROTOCOL, _RT_SCOPE_NOWHERE, 0, 0)
@@ -134,7 +134,7 @@ def pack_delete(prefix: IPNetwork, sequence: int) -> bytes:
 
 def pack_dump(family: int, sequence: int) -> bytes:
     """Ask for the routes of our table. Kernels before 4.20 answer with those of every table."""
-    rest = _attribute(_RTA_TABLE, _U32.pack(TABLE))
+    rest = attribute(_RTA_TABLE, _U32.pack(TABLE))
     head = (_ROUTE.size + len(rest), RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0)
     return _ROUTE.pack(*head, family, 0, 0, 0, 0, 0, 0, 0, 0) + rest
 
@@ -161,8 +161,8 @@ def parse_error(message: Message) -> OSError | None:
         return None
     said = ""
     if message.flags & NLM_F_ACK_TLVS:
-        attributes = _attributes(message.payload[_S32.size + _HEADER.size :])
-        said = bytes(attributes.get(_NLMSGERR_ATTR_MSG, b"")).rstrip(b"\0").decode()
+        found = attributes(message.payload[_S32.size + _HEADER.size :])
+        said = bytes(found.get(_NLMSGERR_ATTR_MSG, b"")).rstrip(b"\0").decode()
     return OSError(code, said or os.strerror(code))
 
 
@@ -171,10 +171,10 @@ def parse_route(payload: memoryview) -> ParsedRoute | None:
     family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
     if family not in {AF_INET, AF_INET6} or kind != _RTN_UNICAST:
         return None
-    found = _attributes(payload[_RTMSG.size :])
+    found = attributes(payload[_RTMSG.size :])
     address = bytes(found.get(_RTA_DST, bytes(4 if family == AF_INET else 16)))
     number = int.from_bytes(address, "big")
-    metrics = _attributes(found[_RTA_METRICS]) if _RTA_METRICS in found else {}
+    metrics = attributes(found[_RTA_METRICS]) if _RTA_METRICS in found else {}
     via = found[_RTA_VIA][2:] if _RTA_VIA in found else found.get(_RTA_GATEWAY)
     return ParsedRoute(
         IPv4Network((number, length)) if family == AF_INET else IPv6Network((number, length)),
@@ -191,18 +191,18 @@ def parse_route(payload: memoryview) -> ParsedRoute | None:
 def parse_link(payload: memoryview) -> ParsedLink:
     """A device, in a notification."""
     _, _, _, index, flags, _ = _LINK.unpack_from(payload)
-    name = bytes(_attributes(payload[_LINK.size :])[_IFLA_IFNAME]).rstrip(b"\0").decode()
+    name = bytes(attributes(payload[_LINK.size :])[_IFLA_IFNAME]).rstrip(b"\0").decode()
     return ParsedLink(index, name, flags)
 
 
 def parse_rule_table(payload: memoryview) -> int | None:
     """The table that a rule has looked up."""
-    return _number(_attributes(payload[_RULE.size :]).get(_FRA_TABLE))
+    return _number(attributes(payload[_RULE.size :]).get(_FRA_TABLE))
 
 
 def _destination(prefix: IPNetwork) -> tuple[int, bytes]:
     family = AF_INET if prefix.version == 4 else AF_INET6
-    return family, _attribute(_RTA_DST, prefix.network_address.packed)
+    return family, attribute(_RTA_DST, prefix.network_address.packed)
 
 
 @lru_cache(maxsize=16384)
@@ -210,29 +210,31 @@ def _rest(
     gateway: IPAddress | None, source: IPAddress | None, mtu: int | None, device: int, family: int
 ) -> bytes:
     parts = [
-        _attribute(_RTA_TABLE, _U32.pack(TABLE)),
-        _attribute(_RTA_PRIORITY, _U32.pack(METRIC)),
-        _attribute(_RTA_OIF, _U32.pack(device)),
+        attribute(_RTA_TABLE, _U32.pack(TABLE)),
+        attribute(_RTA_PRIORITY, _U32.pack(METRIC)),
+        attribute(_RTA_OIF, _U32.pack(device)),
     ]
     if gateway is not None:
         other = AF_INET if gateway.version == 4 else AF_INET6
         if other == family:
-            parts.append(_attribute(_RTA_GATEWAY, gateway.packed))
+            parts.append(attribute(_RTA_GATEWAY, gateway.packed))
         else:  # an IPv4 prefix behind an IPv6 address
-            parts.append(_attribute(_RTA_VIA, struct.pack("=H", other) + gateway.packed))
+            parts.append(attribute(_RTA_VIA, struct.pack("=H", other) + gateway.packed))
     if source is not None:
-        parts.append(_attribute(_RTA_PREFSRC, source.packed))
+        parts.append(attribute(_RTA_PREFSRC, source.packed))
     if mtu is not None:
-        parts.append(_attribute(_RTA_METRICS, _attribute(_RTAX_MTU, _U32.pack(mtu))))
+        parts.append(attribute(_RTA_METRICS, attribute(_RTAX_MTU, _U32.pack(mtu))))
     return b"".join(parts)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute, padded to where the next one begins."""
     padding = b"\0" * (-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
 
 
-def _attributes(view: memoryview) -> dict[int, memoryview]:
+def attributes(view: memoryview) -> dict[int, memoryview]:
+    """The attributes in `view` by kind; of several of one kind the last."""
     found, at = {}, 0
     while at + _ATTRIBUTE.size <= len(view):
         length, kind = _ATTRIBUTE.unpack_from(view, at)

@@ -84,6 +84,7 @@ class _Keeper:
 
     async def run(self, look_every: float) -> None:
         """Look every so many seconds, sooner after a failure and when something is learned."""
+        await self._own.complete()
         backoff = Backoff(first=1.0, most=min(_RETRY_MAX, look_every))
         while True:
             wait = look_every

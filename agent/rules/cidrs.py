@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from agent.rows import Cidr, Reserved
-from clustermesh.model import ClusterName, IPAddress, IPNetwork, Node
+from agent.rows import Cidr, NodeName, Reserved
+from clustermesh.model import NOTHING, ClusterName, IPAddress, IPNetwork, Node
 from clustermesh.state import Table
 
 _NOBODY: Final = ClusterName("")
@@ -40,11 +40,13 @@ def cidrs(
     own: ClusterName,
     reserved: Iterable[tuple[IPNetwork, Reserved]] = (),
     allowed: Collection[IPNetwork] = (),
+    closed: Mapping[NodeName, str] = NOTHING,
 ) -> Mapping[CidrKey, Cidr]:
     """
     What every node claims, its pod CIDRs and its own addresses, and what of it is refused.
 
     Args:
+        closed: the nodes that nothing may be sent to, and why. Their addresses are still theirs.
         reserved: what other clusters' pods cannot have, such as the networks that we are on.
         allowed: what they must be in; empty: anything that is nobody's.
     """
@@ -73,7 +75,12 @@ def cidrs(
             refused = _trespass(key.cidr, off_limits.holder(key), allowed)
         if not refused:
             accepted.add(key)
-        rows[key] = msgspec.structs.replace(claim, refused=refused) if refused else claim
+        reason = closed.get(NodeName(key.cluster, key.node), "")
+        rows[key] = (
+            msgspec.structs.replace(claim, refused=refused, closed=reason)
+            if refused or reason
+            else claim
+        )
     return {key: _without_refused_addresses(claim, rows) for key, claim in rows.items()}
 
 
@@ -91,22 +98,29 @@ def _trespass(cidr: IPNetwork, reserved: CidrKey | None, allowed: Collection[IPN
 
 def _without_refused_addresses(claim: Cidr, rows: Mapping[CidrKey, Cidr]) -> Cidr:
     """A node's address that belongs to somebody else leads to them, and not to the node."""
-    ips = tuple(
-        ip
-        for ip in claim.node_ips
-        if not rows[CidrKey(ip_network(ip), claim.cluster, claim.node)].refused
-    )
-    return claim if ips == claim.node_ips else msgspec.structs.replace(claim, node_ips=ips)
+
+    def stands(ip: IPAddress) -> bool:
+        return not rows[CidrKey(ip_network(ip), claim.cluster, claim.node)].refused
+
+    ips = tuple(ip for ip in claim.node_ips if stands(ip))
+    external = claim.external if claim.external and stands(claim.external) else None
+    if (ips, external) == (claim.node_ips, claim.external):
+        return claim
+    return msgspec.structs.replace(claim, node_ips=ips, external=external)
 
 
 def _claims(node: Node) -> Iterator[tuple[CidrKey, Cidr]]:
     addresses = tuple(ip for kind, ip in node.addresses if kind == "InternalIP")
+    external = node.external_address
+    own = [ip for _, ip in node.addresses] + ([external] if external else [])
     for is_node, networks in (
         (False, node.pod_cidrs),
-        (True, tuple(ip_network(ip) for _, ip in node.addresses)),
+        (True, tuple(ip_network(ip) for ip in own)),
     ):
         for cidr in networks:
-            claim = Cidr(node.cluster, node.cluster_id, node.name, addresses, is_node)
+            claim = Cidr(
+                node.cluster, node.cluster_id, node.name, addresses, is_node, external=external
+            )
             yield CidrKey(cidr, node.cluster, node.name), claim
 
 

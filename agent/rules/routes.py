@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from agent.rows import Cidr, Route, Routing, Routings
+from agent.rows import Cidr, NodeName, Path, Route, Routing, Routings
 from clustermesh.model import ClusterName, IPAddress, IPNetwork
 
 from .cidrs import CidrKey
@@ -15,7 +15,7 @@ def routes(
 ) -> Mapping[IPNetwork, Route]:
     """The route to the pod CIDR `key`; none to our own cluster's, which its CNI reaches."""
     claim = next(iter(rows.values()))
-    if claim.refused or claim.is_node or claim.cluster == own:
+    if claim.refused or claim.closed or claim.is_node or claim.cluster == own:
         return {}
     routing = routings.to(claim.cluster)
     match routing:
@@ -28,6 +28,28 @@ def routes(
     if node_ip is None:
         return {}
     return {key.cidr: Route(claim.cluster, claim.node, node_ip, routing)}
+
+
+def encrypted_routes(
+    key: CidrKey,
+    rows: Mapping[str, Cidr],
+    *,
+    own: ClusterName,
+    routings: Routings,
+    path: Callable[[NodeName], Path | None],
+) -> Mapping[IPNetwork, Route]:
+    """The same with encryption: straight over the WireGuard device that leads to the node."""
+    claim = next(iter(rows.values()))
+    if claim.refused or claim.closed or claim.is_node or claim.cluster == own:
+        return {}
+    taken = path(NodeName(claim.cluster, claim.node))
+    if taken is None:
+        return {}
+    return {
+        key.cidr: Route(
+            claim.cluster, claim.node, taken.endpoint, routings.to(claim.cluster), taken.device
+        )
+    }
 
 
 def tunnel_endpoint(claim: Cidr) -> IPAddress | None:

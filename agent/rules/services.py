@@ -28,7 +28,8 @@ def frontends(
 
     Only a service that our own cluster has, and calls global, is merged. Ports of frontends and
     backends meet by name: the number may differ from cluster to cluster, and several names may
-    stand on one port. Another cluster's backend counts only if no other cluster owns its address.
+    stand on one port. Another cluster's backend counts only if no other cluster owns its
+    address, and if something may be sent to its node.
 
     Args:
         rows: the service as each cluster sees it.
@@ -66,7 +67,7 @@ def _backends(service: Service, version: int, name: str, port: Port) -> Iterator
 
 
 def _may_serve(service: Service, owner: Cidr | None) -> bool:
-    return owner is None or owner.cluster == service.cluster
+    return owner is None or (owner.cluster == service.cluster and not owner.closed)
 
 
 def _sorted(

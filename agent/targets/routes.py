@@ -21,6 +21,9 @@ from clustermesh.model import IPNetwork
 
 _MINIMUM_MTU: Final = 1280  # of IPv6: below it the kernel takes IPv6 off a device
 
+_ENCRYPTION_OVERHEAD: Final = {4: 60, 6: 80}
+"""Bytes that WireGuard adds, by IP version of the outside: its header 16, tag 16, UDP 8, IP."""
+
 
 def kernel_route(
     prefix: IPNetwork, route: Route, tunnel: Tunnel, facts: Facts
@@ -29,6 +32,9 @@ def kernel_route(
     if route.node_ip is None:
         return None
     source = facts.source(prefix.version)
+    if route.device:
+        mtu = encrypted_mtu(facts.given_mtu or facts.mtu, route.node_ip.version)
+        return KernelRoute(route.device, None, source, mtu)
     if route.routing is Routing.DIRECT:
         # Without `onlink`: the kernel itself refuses a node that is not on the segment.
         device = facts.device_towards(route.node_ip)
@@ -39,6 +45,17 @@ def kernel_route(
 def tunnel_mtu(facts: Facts, outside: int = 4) -> int:
     """Bytes that fit into the tunnel; `outside` is the IP version of the nodes' addresses."""
     return max(_MINIMUM_MTU, (facts.given_mtu or facts.mtu) - OVERHEAD[outside])
+
+
+def encrypted_mtu(underlay: int, outside: int) -> int:
+    """
+    Bytes that fit into a WireGuard packet.
+
+    Args:
+        underlay: the MTU of the device towards other nodes.
+        outside: the IP version of the nodes' addresses.
+    """
+    return max(_MINIMUM_MTU, underlay - _ENCRYPTION_OVERHEAD[outside])
 
 
 class RouteTarget:

@@ -36,7 +36,7 @@ def shown(daemon: Daemon) -> MeshNodeStatus:
 async def test_what_is_learned_of_the_node_is_written_where_the_apiserver_reads(
     tmp_path: Path,
 ) -> None:
-    daemon, own = Daemon("agent", "1"), OwnNode()
+    daemon, own = Daemon("agent", "1"), OwnNode(encrypts=False)
     file = tmp_path / "meshnode-node1.json"
 
     def spec() -> dict[str, object]:
@@ -62,7 +62,9 @@ async def test_what_is_learned_of_the_node_is_written_where_the_apiserver_reads(
 
 async def test_a_directory_that_is_not_there_is_named_and_waited_for(tmp_path: Path) -> None:
     daemon, directory = Daemon("agent", "1"), tmp_path / "manifests"
-    async with running(keep_mesh_node(settings(directory), daemon, OwnNode(), look_every=0.05)):
+    async with running(
+        keep_mesh_node(settings(directory), daemon, OwnNode(encrypts=False), look_every=0.05)
+    ):
         await until(lambda: str(directory) in (shown(daemon).last_error or ""))
         directory.mkdir()
         await until(lambda: shown(daemon) == MeshNodeStatus(written=True))
@@ -70,7 +72,7 @@ async def test_a_directory_that_is_not_there_is_named_and_waited_for(tmp_path: P
 
 async def test_an_agent_without_a_place_for_it_writes_none() -> None:
     daemon = Daemon("agent", "1")
-    await keep_mesh_node(settings(None), daemon, OwnNode())
+    await keep_mesh_node(settings(None), daemon, OwnNode(encrypts=False))
     assert "mesh_node" not in daemon.status()
 
 

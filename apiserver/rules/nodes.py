@@ -23,6 +23,7 @@ def nodes(
     if node is None:
         return {}
     more = next(iter(mesh_nodes.values()), MeshNode(node.metadata)).spec
+    external = node.metadata.annotations.external_address
     cidrs = [ip_network(text) for text in node.spec.pod_cidrs or (node.spec.pod_cidr,) if text]
     return {
         key.name: model.Node(
@@ -39,5 +40,6 @@ def nodes(
             wireguard_public_key=more.wireguard_public_key,
             boot_id=more.boot_id or node.status.node_info.boot_id,
             health_ips=tuple(map(ip_address, more.health_ips)),
+            external_address=ip_address(external) if external else None,
         )
     }

@@ -17,6 +17,7 @@ enum drop_reason {
 	DROP_SPOOFED_SOURCE,   /* the inner source is not behind the node that sent it */
 	DROP_FOREIGN_IDENTITY, /* the identity is not of the source's cluster */
 	DROP_TRANSIT,          /* for another cluster: we are no router for peers */
+	DROP_PLAIN_TEXT,       /* of or for another cluster's pod, and not encrypted */
 };
 
 /* Dropped packets and refused calls, by reason and CPU. */

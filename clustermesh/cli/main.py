@@ -70,6 +70,11 @@ app.command(
     help="Make, show and renew the certificates of the mesh.",
 )
 app.command(
+    "clustermesh.cli.encryption:app",
+    name="encryption",
+    help="Show how nodes encrypt, and change their keys.",
+)
+app.command(
     "clustermesh.cli.sandbox:app",
     name="sandbox",
     help="Bring up whole clusters on this machine, in network namespaces.",

@@ -39,6 +39,7 @@ def up(
     nodes: int = 2,
     pods: int = 2,
     routing: Literal["tunnel", "direct", "native"] = "tunnel",
+    encryption: Literal["none", "wireguard"] = "none",
     family: Literal["4", "6", "dual"] = "dual",
     api: Literal["dir", "kube"] = "dir",
     agent: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
@@ -55,6 +56,7 @@ def up(
         nodes: How many in each cluster.
         pods: How many on each node.
         routing: How packets get from cluster to cluster.
+        encryption: Whether what goes from cluster to cluster is encrypted.
         family: The versions of IP, of nodes and pods alike.
         api: The Kubernetes of each cluster: manifests in a directory, or a real API server with
             controllers (kube), whose programs `python -m clustermesh.sandbox.kube.programs` makes.
@@ -68,6 +70,7 @@ def up(
         nodes=nodes,
         pods=pods,
         routing=routing,
+        encryption=encryption,
         api=api,
         family=family,
         agent=agent,

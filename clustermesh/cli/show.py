@@ -15,7 +15,15 @@ from .client import AGENT, AgentAddress, Output, decode, get
 app = App(name="show", help="Print what the agent knows, or what the kernel holds.")
 
 TableName = Literal[
-    "services", "frontends", "nodes", "routes", "identities", "endpoints", "ipcache", "cidrs"
+    "services",
+    "frontends",
+    "nodes",
+    "routes",
+    "peers",
+    "identities",
+    "endpoints",
+    "ipcache",
+    "cidrs",
 ]
 
 
@@ -24,8 +32,8 @@ def show(table: TableName, /, *, output: Output = "table", agent: AgentAddress =
     """
     Print a table of the agent, and what is wrong with its rows.
 
-    services, nodes, identities and endpoints are what the clusters say; frontends, routes, cidrs
-    and ipcache are what the agent makes of it.
+    services, nodes, identities and endpoints are what the clusters say; frontends, routes, peers,
+    cidrs and ipcache are what the agent makes of it.
 
     Args:
         table: The table to print.

@@ -176,6 +176,8 @@ def _troubles_outside(said: DaemonStatus) -> Iterator[str]:
     """The same, for what the daemon works with: its kernel, Kubernetes, its etcd."""
     if said.datapath and said.datapath.mode == "bpf" and not said.datapath.attached:
         yield "the BPF programs are not attached"
+    if said.encryption and said.encryption.last_error:
+        yield f"its WireGuard key cannot be changed: {said.encryption.last_error}"
     if said.mesh_node and said.mesh_node.last_error:
         yield f"its MeshNode is not written: {said.mesh_node.last_error}"
     if said.source:
@@ -246,6 +248,8 @@ def facts(said: DaemonStatus) -> Iterator[str]:
     if said.datapath:
         yield f"datapath {said.datapath.mode}"
         yield f"routing {said.datapath.routing}"
+    if said.encryption:
+        yield f"encryption {said.encryption.type} ({said.encryption.driver})"
     if said.source:
         yield f"{said.source.objects} objects in {said.source.kind}"
         if said.source.leader:

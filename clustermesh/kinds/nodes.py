@@ -22,6 +22,9 @@ from clustermesh.model import (
 from .checks import check, check_pod_cidr, decode_json, parse_address
 from .kind import Kind, Owner
 
+# STABLE API: annotations of Cilium's node are free for anybody's use.
+_EXTERNAL_ADDRESS: Final = "clustermesh.io/external-address"
+
 
 class _Address(msgspec.Struct, rename="pascal"):
     type: str
@@ -74,6 +77,9 @@ def _encode_node(node: Node) -> bytes:
             ipv4_health_ip=_health_ip(node, 4),
             ipv6_health_ip=_health_ip(node, 6),
             labels=dict(sorted(node.labels.items())),
+            annotations=(
+                {_EXTERNAL_ADDRESS: str(node.external_address)} if node.external_address else None
+            ),
             wireguard_pub_key=node.wireguard_public_key,
             boot_id=node.boot_id,
         )
@@ -91,6 +97,7 @@ def _decode_node(owner: Owner, name: str, value: bytes) -> Node:
         wire.ipv6_alloc_cidr,
         *(wire.ipv6_secondary_alloc_cidrs or ()),
     )
+    external = (wire.annotations or {}).get(_EXTERNAL_ADDRESS)
     return Node(
         cluster=owner.cluster,
         cluster_id=owner.id,
@@ -103,6 +110,7 @@ def _decode_node(owner: Owner, name: str, value: bytes) -> Node:
         health_ips=tuple(
             parse_address(ip) for ip in (wire.ipv4_health_ip, wire.ipv6_health_ip) if ip
         ),
+        external_address=parse_address(external) if external else None,
     )
 
 

@@ -422,6 +422,8 @@ class World:
             f"--local-etcd-config={self._local_config(cluster)}",
             f"--clusters-dir={self._clusters_dir(cluster)}",
             f"--routing={self.sandbox.routing}",
+            f"--encryption={self.sandbox.encryption}",
+            f"--encryption-sockets={self.sandbox.sockets(node)}",
             f"--bpffs={self.sandbox.bpffs(node)}",
             f"--cgroup={cgroup_mount() / self.sandbox.cgroup_of(node)}",
             f"--state-dir={self.sandbox.state(node)}",

@@ -155,6 +155,7 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
     nodes: int = 2  # of each cluster
     pods: int = 2  # of each node
     routing: str = "tunnel"
+    encryption: str = "none"
     api: str = "dir"  # the Kubernetes side: manifests in a directory, or a real API server (kube)
     family: str = "dual"
     agent: tuple[str, ...] = ()  # more settings of all agents: NAME=VALUE
@@ -235,6 +236,10 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
         """What the node's agent keeps over a restart."""
         return self.home(node) / "state"
 
+    def sockets(self, node: Node) -> Path:
+        """Where the node's wireguard-go listens, if it has one."""
+        return self.home(node) / "wireguard"
+
     def cgroup_of(self, place: Place) -> PurePosixPath:
         """Of the processes of a place, below the mount of cgroup2. A pod's is below its node's."""
         return self.cgroup / place.place
@@ -247,6 +252,7 @@ def sandbox(
     nodes: int = 2,
     pods: int = 2,
     routing: str = "tunnel",
+    encryption: str = "none",
     api: str = "dir",
     family: str = "dual",
     agent: Iterable[str] = (),
@@ -267,6 +273,8 @@ def sandbox(
             )
     if routing not in {"tunnel", "direct", "native"}:
         raise UserError(f"{routing!r} is no routing", hint="choose tunnel, direct or native")
+    if encryption not in {"none", "wireguard"}:
+        raise UserError(f"{encryption!r} is no encryption", hint="choose none or wireguard")
     if api not in {"dir", "kube"}:
         raise UserError(f"{api!r} is no Kubernetes API", hint="choose dir or kube")
     if family not in FAMILIES:
@@ -276,7 +284,7 @@ def sandbox(
     for setting in (given := tuple(agent)):
         if not _SETTING.match(setting):
             raise UserError(f"{setting!r} is no setting of an agent", hint="write NAME=VALUE")
-    return Sandbox(name, clusters, nodes, pods, routing, api, family, given, root)
+    return Sandbox(name, clusters, nodes, pods, routing, encryption, api, family, given, root)
 
 
 def parse_name(name: str) -> str:

@@ -93,7 +93,10 @@ def _make_directories(wanted: Sandbox) -> None:
         if isinstance(place, Node):
             wanted.bpffs(place).mkdir()
             mount("bpf", wanted.bpffs(place), "bpf")
-    names = ("name", "clusters", "nodes", "pods", "routing", "api", "family", "agent")
+    names = (
+        *("name", "clusters", "nodes", "pods"),
+        *("routing", "encryption", "api", "family", "agent"),
+    )
     parameters = {name: getattr(wanted, name) for name in names}
     (wanted.directory / _PARAMETERS).write_text(json.dumps(parameters))
 

@@ -1,0 +1,95 @@
+"""Who is at the other end of our WireGuard devices, and which of several lanes is used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import ip_network
+from typing import Final
+
+from agent.lanes import Lane, parity
+from agent.rows import Cidr, NodeName, OwnKey, Path, Peer, PeerKey, UdpAddress
+from clustermesh.model import ClusterName, IPAddress, IPNetwork
+
+from .cidrs import CidrKey
+from .routes import tunnel_endpoint
+
+_KEEPALIVE: Final = 5
+"""Seconds, while there are several lanes: it makes the handshake of the new one happen at once."""
+
+
+def peers(
+    claims: Iterable[tuple[CidrKey, Cidr]],
+    keys: Mapping[NodeName, tuple[str, ...]],
+    own_keys: Mapping[str, OwnKey],
+    *,
+    own: ClusterName,
+    port: int,
+    keepalive: int,
+) -> Mapping[PeerKey, Peer]:
+    """
+    A peer for every lane to every node of the other clusters that may be sent to.
+
+    Args:
+        keys: the public keys of each node that it may be using, the newest first.
+        own_keys: ours, by the public half.
+        port: the first of the four that lanes use, the same on every node.
+        keepalive: seconds between packets to a peer that is silent; 0: none.
+    """
+    found: dict[PeerKey, Peer] = {}
+    for name, mine in _by_node(claims, own).items():
+        endpoint = next((e for _, claim in mine if (e := _endpoint(claim))), None)
+        if endpoint is None:
+            continue
+        outside = {ip_network(claim.external) for _, claim in mine if claim.external}
+        allowed = sorted({key.cidr for key, _ in mine} - outside, key=_order)
+        lanes = [
+            (key, Lane(ours.parity, parity(key)), ours.age + age)
+            for age, key in enumerate(keys.get(name, ()))
+            for ours in own_keys.values()
+        ]
+        for key, lane, age in lanes:
+            found[PeerKey(lane.device, key)] = Peer(
+                name.cluster,
+                name.node,
+                UdpAddress(endpoint, lane.peer_port(port)),
+                tuple(allowed),
+                keepalive or (_KEEPALIVE if len(lanes) > 1 else 0),
+                age,
+            )
+    return found
+
+
+def paths(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> Mapping[NodeName, Path]:
+    """
+    The lane to each node: the newest of those on which it has answered, else the oldest.
+
+    Both ends receive on every lane, so neither has to know which one the other sends on.
+    """
+    chosen: dict[NodeName, tuple[tuple[bool, int], PeerKey, Peer]] = {}
+    for key, peer in peers.items():
+        name = NodeName(peer.cluster, peer.node)
+        has_answered = key in answered
+        rank = (not has_answered, peer.age if has_answered else -peer.age)
+        if name not in chosen or (rank, key) < chosen[name][:2]:
+            chosen[name] = rank, key, peer
+    return {name: Path(key.device, peer.endpoint.ip) for name, (_, key, peer) in chosen.items()}
+
+
+def _by_node(
+    claims: Iterable[tuple[CidrKey, Cidr]], own: ClusterName
+) -> Mapping[NodeName, list[tuple[CidrKey, Cidr]]]:
+    """What each node of another cluster has, and is reached for."""
+    found: dict[NodeName, list[tuple[CidrKey, Cidr]]] = {}
+    for key, claim in claims:
+        if claim.cluster != own and not claim.refused and not claim.closed:
+            found.setdefault(NodeName(claim.cluster, claim.node), []).append((key, claim))
+    return found
+
+
+def _endpoint(claim: Cidr) -> IPAddress | None:
+    """The address from outside if the node has one, else that which tunnels go to."""
+    return claim.external or tunnel_endpoint(claim)
+
+
+def _order(cidr: IPNetwork) -> tuple[int, int, int]:
+    return cidr.version, int(cidr.network_address), cidr.prefixlen

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import App, Parameter
+
+from clustermesh.errors import UserError
+from clustermesh.settings import CommaSeparated
+from clustermesh.status import DAEMON_STATUS, DaemonStatus, EncryptionStatus
+
+from .client import AGENT, AgentAddress, decode, get
+
+app = App(name="encryption", help="Show how nodes encrypt, and change their keys.")
+
+StateDir = Annotated[Path, Parameter(env_var="CLUSTERMESH_STATE_DIR")]
+Namespace = Annotated[str | None, Parameter(name=("--namespace", "-n"))]
+
+_POLL: Final = 0.1  # seconds
+
+
+@app.command
+def status(
+    *,
+    agent: AgentAddress = AGENT,
+    context: CommaSeparated = (),
+    namespace: Namespace = None,
+    kubeconfig: Path | None = None,
+) -> int:
+    """
+    Print how this node encrypts, or every node of some clusters. Exit code 1 if one does not.
+
+    Args:
+        agent: Where the agent answers: http://HOST:PORT or unix:PATH.
+        context: Contexts of a kubeconfig: their nodes, and not this machine.
+        namespace: With --context: that of the installation; by default it is looked for.
+        kubeconfig: With --context: the file; by default what kubectl reads.
+    """
+    if context:
+        from .contexts.encryption import statuses_of  # noqa: PLC0415 - takes long to import
+
+        said = statuses_of(context, namespace=namespace, kubeconfig=kubeconfig)
+    else:
+        said = [_ask(agent)]
+    _print(said)
+    return 0 if all(one.encryption for one in said) else 1
+
+
+@app.command
+def rotate(
+    *,
+    agent: AgentAddress = AGENT,
+    state_dir: StateDir = Path("/var/lib/clustermesh"),
+    context: CommaSeparated = (),
+    namespace: Namespace = None,
+    kubeconfig: Path | None = None,
+    wait_timeout: float = 60.0,
+) -> None:
+    """
+    Have this node change its WireGuard key, or every node of some clusters. No packet is lost.
+
+    The key that was used before is kept for some minutes, until every peer has moved to the new
+    one. A node that is still changing its key begins again afterwards.
+
+    Args:
+        agent: Where the agent answers: http://HOST:PORT or unix:PATH.
+        state_dir: The directory in which the agent keeps its keys.
+        context: Contexts of a kubeconfig: their nodes, one after the other, and not this machine.
+        namespace: With --context: that of the installation; by default it is looked for.
+        kubeconfig: With --context: the file; by default what kubectl reads.
+        wait_timeout: Seconds to wait for each new key.
+    """
+    if context:
+        from .contexts.encryption import rotate_all  # noqa: PLC0415
+
+        rotate_all(context, namespace=namespace, kubeconfig=kubeconfig, timeout=wait_timeout)
+        return
+    said = _ask(agent)
+    before = _encryption(said)
+    assert said.cluster is not None, "an agent has a cluster"
+    # Who can write there is root on this node, and may have it; nobody else can ask for it.
+    request = state_dir / said.cluster.name / said.node / "rotate"
+    try:
+        request.touch(mode=0o600)
+    except OSError as error:
+        raise UserError(f"{request}: {error.strerror}", hint="run as root on the node") from error
+    found = _wait(
+        lambda: _encryption(_ask(agent)),
+        lambda now: now.public_key != before.public_key,
+        wait_timeout,
+    )
+    print(f"{said.cluster.name}/{said.node} has a new key: {found.public_key}")
+
+
+def _ask(agent: str) -> DaemonStatus:
+    return decode("agent", agent, get("agent", agent, "/status"), DAEMON_STATUS)
+
+
+def _encryption(said: DaemonStatus) -> EncryptionStatus:
+    if said.encryption is None:
+        raise UserError(
+            f"{said.node} does not encrypt", hint="start its agent with --encryption wireguard"
+        )
+    return said.encryption
+
+
+def _wait(
+    look: Callable[[], EncryptionStatus],
+    is_done: Callable[[EncryptionStatus], bool],
+    timeout: float,
+) -> EncryptionStatus:
+    deadline = time.monotonic() + timeout
+    while not is_done(found := look()):
+        if time.monotonic() > deadline:
+            reason = found.last_error or (
+                "it is still replacing the last one" if found.previous_key else "see its log"
+            )
+            raise UserError(f"no new key within {timeout:g} s: {reason}")
+        time.sleep(_POLL)
+    return found
+
+
+def _print(said: Iterable[DaemonStatus]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("NODE", "BY", "KEY", "AGE", "PEERS", "PORTS"):
+        table.add_column(header)
+    for one in said:
+        name = f"{one.cluster.name}/{one.node}" if one.cluster else one.node
+        found = one.encryption
+        if found is None:
+            table.add_row(name, "nothing is encrypted", style="red")
+            continue
+        key = f"{found.public_key} (replacing {found.previous_key})"
+        table.add_row(
+            name,
+            f"{found.type} ({found.driver})",
+            key if found.previous_key else found.public_key,
+            f"{found.key_age / 3600:.1f} h",
+            f"{found.answered}/{found.peers}",
+            ",".join(map(str, found.ports)),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
