@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="clustermesh" \
 # libbpf loads the agent's programs, nft exempts the mesh from masquerading; etcd runs beside the
 # apiserver, as the command of its container.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libbpf1 nftables etcd-server \
+ && apt-get install -y --no-install-recommends libbpf1 nftables etcd-server wireguard-go \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/clustermesh /opt/clustermesh
 ENV PATH=/opt/clustermesh/bin:$PATH \

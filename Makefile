@@ -4,7 +4,7 @@ KERNEL ?= uml
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang llvm gcc libc6-dev linux-libc-dev libbpf-dev libelf-dev zlib1g-dev \
-            etcd-server etcd-client bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux nftables \
+            etcd-server etcd-client wireguard-go bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux nftables \
             python3 python3-dev python3-venv
 VM_PACKAGES := flex bison m4 bc make xz-utils kmod
 BUILT := $(wildcard bpf/*.bpf.c bpf/lib/*.h) agent/kernel/_libbpf_build.py clustermesh/etcd/rpc.proto
