@@ -288,6 +288,8 @@ def vni_of(frame: bytes) -> int | None:
 def send(source: str, destination: str) -> None:
     """Send one datagram from pod to pod."""
     with _udp(source) as client:
+        # Else what is sent to a group leaves by the device that has the source address.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"cm_vxlan")
         client.bind((source, 0))
         client.sendto(DATA, (destination, PORT))
 

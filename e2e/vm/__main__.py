@@ -2,7 +2,7 @@
 Run tests on another kernel.
 
     python -m e2e.vm uml                          what is marked `vm`
-    python -m e2e.vm uml e2e/test_fast_path.py    whatever pytest takes
+    python -m e2e.vm 6.12 e2e/test_fast_path.py   whatever pytest takes
     python -m e2e.vm uml --make                   only have the kernel
 
 What a failing test saves is in e2e/failures, as always. The exit code is pytest's; 69 when the
@@ -21,7 +21,7 @@ from pathlib import Path
 from clustermesh.errors import UserError
 from clustermesh.sandbox.cache import UnavailableError
 
-from . import uml
+from . import qemu, uml
 from .guest import Boot, GuestError, run
 
 _FAILURES = Path(__file__).parents[1] / "failures"
@@ -30,9 +30,11 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def main(kernel: str, *arguments: str) -> int:
     """The exit code."""
-    if kernel != "uml":
-        raise UserError(f"there is no kernel {kernel}", hint="uml")
-    boot: Boot = partial(uml.command, uml.make())
+    boot: Boot
+    if kernel == "uml":
+        boot = partial(uml.command, uml.make())
+    else:
+        boot = partial(qemu.command, qemu.make(kernel))
     if arguments == ("--make",):
         return 0
     pytest = [

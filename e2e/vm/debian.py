@@ -19,9 +19,11 @@ _SUITES: Final = {
 }
 
 
-def download(name: str, directory: Path) -> Path:
+def download(name: str, directory: Path) -> list[Path]:
     """
-    The newest package whose name is matched by the regular expression `name`, in `directory`.
+    The newest packages whose names the regular expression `name` matches, all of one version.
+
+    They are put into `directory`.
 
     Raises:
         UnavailableError: this is no Debian, there is no network, or no such package.
@@ -35,11 +37,11 @@ def download(name: str, directory: Path) -> Path:
         found = [package for package in names if re.fullmatch(name, package)]
         if not found:
             raise UnavailableError(f"Debian has no package {name} any more, or not yet")
-        newest = max(found, key=_version)
-        say(f"downloading {newest}")
-        _run("apt-get", *options, "download", newest, cwd=directory)
-    (file,) = directory.glob(f"{newest}_*.deb")
-    return file
+        newest = max(map(_version, found))
+        wanted = [package for package in found if _version(package) == newest]
+        say(f"downloading {' and '.join(wanted)}")
+        _run("apt-get", *options, "download", *wanted, cwd=directory)
+    return list(directory.glob("*.deb"))
 
 
 def unpack(package: Path, directory: Path) -> None:

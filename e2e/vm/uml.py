@@ -58,7 +58,7 @@ def _build(directory: Path) -> None:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         raise UnavailableError(f"User Mode Linux is built with {', '.join(missing)}: install them")
-    package = debian.download(_SOURCE, directory)
+    (package,) = debian.download(_SOURCE, directory)
     name = package.name.partition("_")[0]
     source = directory / "source"
     _unpack(package, source)
