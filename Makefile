@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := clang llvm gcc libc6-dev linux-libc-dev libbpf-dev libelf-dev zlib1g-dev \
             etcd-server etcd-client wireguard-go bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux nftables \
             python3 python3-dev python3-venv
-VM_PACKAGES := flex bison m4 bc make xz-utils kmod
+VM_PACKAGES := flex bison m4 bc make xz-utils qemu-system-x86 busybox-static cpio kmod
 BUILT := $(wildcard bpf/*.bpf.c bpf/lib/*.h) agent/kernel/_libbpf_build.py clustermesh/etcd/rpc.proto
 
 .PHONY: help setup demo test test-kube test-vm bench lint clean
@@ -48,7 +48,7 @@ test-kube: setup ## what needs real API servers and helm (builds them first, 10 
 	@$(BIN)/python -m clustermesh.sandbox.kube.programs
 	@$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m kube
 
-test-vm: setup $(VENV)/.vm-packages ## what is marked vm on another kernel: KERNEL=uml (TESTS="e2e/test_x.py" MARK="…")
+test-vm: setup $(VENV)/.vm-packages ## what is marked vm on another kernel: KERNEL=uml|6.1|6.12 (TESTS="e2e/test_x.py" MARK="…")
 	@$(BIN)/python -m e2e.vm $(KERNEL) $(TESTS) $(if $(MARK),-m "$(MARK)")
 
 bench: setup ## measure, and write docs/benchmarks.md with its plots
