@@ -257,6 +257,8 @@ def _show(
         "frontends", derived.frontends, show.frontend, reconcilers=node.reconcilers("frontends")
     )
     daemon.add_table("routes", derived.routes, show.route, reconcilers=node.reconcilers("routes"))
+    if settings.fast_path == "on":
+        daemon.add_table("pods", read.pods, show.pod, reconcilers=node.reconcilers("pods"))
     daemon.add_table(
         "ipcache", derived.ipcache, show.ipcache, reconcilers=node.reconcilers("ipcache")
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -17,10 +17,14 @@ from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
 from .encryption import Encryption
+from .kernel.contents import read_pods as read_pods_in_map
 from .kernel.datapath import Datapath
 from .kernel.facts import Facts, IPInterface
+from .kernel.fast_path import FastPath
+from .kernel.layouts import Medium
 from .kernel.netlink import Netlink, device_index
 from .kernel.nftables import Nftables
+from .kernel.pods import pod_changes, read_pods
 from .kernel.route_messages import KernelRoute
 from .own import OwnNode
 from .rows import Reserved, Route, Routing
@@ -28,6 +32,7 @@ from .settings import AgentSettings
 from .tables import Derived, Read
 from .targets.frontends import FrontendTarget
 from .targets.ipcache import IpcacheTarget
+from .targets.pods import PodTarget
 from .targets.routes import RouteTarget, kernel_route, tunnel_mtu
 from .targets.sources import Kept, SourceTarget
 
@@ -132,7 +137,9 @@ class BpfNode:
     async def __aenter__(self) -> Self:
         settings, derived = self._settings, self._derived
         self._datapath = Datapath.open(
-            settings.bpffs, max_connected_clusters=settings.max_connected_clusters
+            settings.bpffs,
+            max_connected_clusters=settings.max_connected_clusters,
+            fast_path=settings.fast_path == "on",
         )
         self._open.callback(self._datapath.close)
         self._netlink = await self._open.enter_async_context(Netlink.open(settings.sysctls))
@@ -158,6 +165,11 @@ class BpfNode:
         self._sources = Reconciler(
             derived.routes, SourceTarget(Nftables()), _kept, grace=grace, retry_min=1.0
         )
+        if self._datapath.fast:
+            target = PodTarget(self._datapath.fast)
+            self._reconcilers["pods"] = Reconciler(
+                self._read.pods, target, lambda _, pod: pod, grace=grace
+            )
         if settings.encrypts:
             self.encryption = await Encryption.open(
                 settings, self._read, derived, self._own, self._netlink
@@ -194,6 +206,8 @@ class BpfNode:
             await frontends.synced.wait()
             self._datapath.attach_sockets(self._settings.cgroup)
             await routes.synced.wait()
+            if self._datapath.fast:
+                await self._start_fast_path(self._datapath.fast, tasks)
             self._datapath.settle()
             await self._remove_unused_devices()
             self._attached = True
@@ -245,7 +259,33 @@ class BpfNode:
             mtu = tunnel_mtu(self._facts)
             device = await self._netlink.ensure_tunnel_device(mtu, self._tunnel)
             self._datapath.attach_tunnel(device)
+        if self._datapath.fast:
+            self._datapath.fast.set_media(dict(self._media()))
         await self._netlink.ensure_rule()
+
+    def _media(self) -> Iterator[tuple[int, Medium]]:
+        """The devices that the fast path may use: none that encrypts, or that must not be used."""
+        if self._tunnel and (index := device_index(self._tunnel.device)):
+            yield index, Medium.TUNNEL
+        if not self._facts or self.encryption or self._routings.in_use == {Routing.TUNNEL}:
+            return
+        if index := device_index(self._facts.underlay):
+            yield index, Medium.UNDERLAY
+
+    async def _start_fast_path(self, fast: FastPath, tasks: asyncio.TaskGroup) -> None:
+        """Have the pods on the fast path that are there now, and keep up with them."""
+        pods = self._reconcilers["pods"]
+        tasks.create_task(self._follow_pods(fast), name="follow pods")
+        tasks.create_task(pods.run(), name="reconcile pods")
+        await pods.synced.wait()
+
+    async def _follow_pods(self, fast: FastPath) -> None:
+        writer = self._read.pods.writer("this node")
+        found = read_pods_in_map(fast.pods)
+        async for _ in pod_changes():
+            cidrs = self._facts.pod_cidrs if self._facts else ()
+            found = await read_pods(self._netlink.ip, cidrs, found)
+            writer.replace(found)
 
     def _guard(self, devices: Iterable[str]) -> None:
         indexes = [index for name in devices if (index := device_index(name))]

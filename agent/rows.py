@@ -167,3 +167,12 @@ class IpcacheEntry(msgspec.Struct, frozen=True, gc=False):
     identity: IdentityId
     cluster_id: ClusterId
     node_ip: IPAddress | None  # None: in this cluster, which the CNI reaches
+
+
+class Pod(msgspec.Struct, frozen=True, gc=False):
+    """Where a pod of this node is, by interface indexes: what the fast path delivers to."""
+
+    port: int  # its veth, the node's end
+    device: int  # that its address is routed to: the same, or the bridge of that port
+    mac: str
+    gateway: str  # the MAC address that the pod sends to: that of `device`

@@ -68,6 +68,9 @@ class AgentSettings(DaemonSettings):
     encryption_sockets: Path = Path("/var/run/wireguard")
     "Directory for the sockets of wireguard-go, where the kernel has no WireGuard."
 
+    fast_path: Literal["on", "off"] = "off"
+    "Carry TCP and UDP of pods past the host's stack, and past all firewall rules of the node."
+
     mesh_cidrs: CommaSeparated = ()
     "Networks that the pods of other clusters must be in; by default any that is nobody's here."
 

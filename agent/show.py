@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from clustermesh.model import (
 )
 
 from .kernel.wireguard.driver import PeerState
-from .rows import Cidr, Frontend, IpcacheEntry, Peer, PeerKey, Route
+from .rows import Cidr, Frontend, IpcacheEntry, Peer, PeerKey, Pod, Route
 from .rules.cidrs import CidrKey
 
 Rendered = Iterable[Mapping[str, Any]]
@@ -157,6 +158,24 @@ def ipcache(key: IPNetwork, rows: Mapping[str, IpcacheEntry]) -> Rendered:
             "cluster_id": row.cluster_id,
             "node_ip": str(row.node_ip) if row.node_ip else None,
         }
+
+
+def pod(key: IPAddress, rows: Mapping[str, Pod]) -> Rendered:
+    """A pod of this node that is on the fast path."""
+    for row in rows.values():
+        yield {
+            "address": str(key),
+            "device": _device(row.port),
+            "bridge": _device(row.device) if row.device != row.port else None,
+            "mac": row.mac,
+        }
+
+
+def _device(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return f"#{index}"
 
 
 def _addresses(ports_by_address: PortsByAddress) -> Sequence[str]:

@@ -26,6 +26,7 @@ from .rows import (
     Path,
     Peer,
     PeerKey,
+    Pod,
     Reserved,
     Route,
     Session,
@@ -41,6 +42,7 @@ class Read:
     services: Table[ObjectName, Service] = field(default_factory=lambda: Table("services"))
     identities: Table[IdentityId, Identity] = field(default_factory=lambda: Table("identities"))
     endpoints: Table[IPAddress, Endpoint] = field(default_factory=lambda: Table("endpoints"))
+    pods: Table[IPAddress, Pod] = field(default_factory=lambda: Table("pods"))
     reserved: Table[IPNetwork, Reserved] = field(default_factory=lambda: Table("reserved"))
     # Only with encryption, by public key; the keys of a node the newest first.
     own_keys: Table[str, OwnKey] = field(default_factory=lambda: Table("own keys"))

@@ -22,9 +22,6 @@
 #include "ipcache.h"
 #include "types.h"
 
-/* STABLE API: the identity of nodes of other clusters, as Cilium's. */
-#define IDENTITY_REMOTE_NODE 6
-
 /* Others may have programs on the device too: what we let pass is for them to look at. */
 #define NEXT (-1)
 #define DROP 2
@@ -33,11 +30,7 @@ const volatile __u32 own_cluster_id;
 
 static __always_inline bool is_foreign_pod(const __be32 ip[4])
 {
-	struct ipcache_key key = {
-		.prefixlen = ADDRESS_BITS,
-		.ip = { ip[0], ip[1], ip[2], ip[3] },
-	};
-	const struct ipcache_entry *entry = bpf_map_lookup_elem(&ipcache, &key);
+	const struct ipcache_entry *entry = ipcache_lookup(ip);
 
 	if (!entry || entry->cluster_id == own_cluster_id)
 		return false;

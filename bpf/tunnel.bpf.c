@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
  * The two ends of the tunnel, on the one VXLAN device of the node (collect-metadata mode, NOARP).
  *
@@ -23,15 +23,15 @@
 
 #include "address.h"
 #include "drops.h"
+#include "fast.h"
 #include "ipcache.h"
 #include "types.h"
 
-/* STABLE API: identities of Cilium. Those below 256 belong to no cluster. */
-#define IDENTITY_WORLD 2
-#define IDENTITY_RESERVED_END 256
-
 /* Kernels before 6.1 know the tunnel key without its local address; later ones still take that. */
 #define TUNNEL_KEY_SIZE offsetof(struct bpf_tunnel_key, local_ipv6)
+
+/* Whether pods on veths get their packets straight from here: see fast.h. */
+const volatile bool has_fast_path = false;
 
 /* identity >> identity_shift is the cluster id: 16 in a mesh of 255 clusters, 15 in one of 511. */
 const volatile __u32 identity_shift = 16;
@@ -59,16 +59,6 @@ static __always_inline int parse(struct __sk_buff *skb, struct flow *flow)
 			       sizeof(*flow)))
 		return -DROP_TRUNCATED;
 	return 0;
-}
-
-static __always_inline struct ipcache_entry *ipcache_lookup(const __be32 ip[4])
-{
-	struct ipcache_key key = {
-		.prefixlen = ADDRESS_BITS,
-		.ip = { ip[0], ip[1], ip[2], ip[3] },
-	};
-
-	return bpf_map_lookup_elem(&ipcache, &key);
 }
 
 static __always_inline int set_tunnel_key(struct __sk_buff *skb, const struct ipcache_entry *to,
@@ -149,15 +139,11 @@ static __always_inline int admit(struct __sk_buff *skb)
 }
 
 /* Not inlined: so the enum is in the object's BTF, where the tests compare it with Python's. */
-static __noinline int count_traffic(struct __sk_buff *skb, enum direction direction)
+static __noinline int count_tunnel(struct __sk_buff *skb, enum direction direction)
 {
 	__u32 key = direction;
-	struct traffic *traffic = bpf_map_lookup_elem(&counters, &key);
 
-	if (traffic) {
-		__sync_fetch_and_add(&traffic->packets, 1);
-		__sync_fetch_and_add(&traffic->bytes, skb->len);
-	}
+	count_traffic(bpf_map_lookup_elem(&counters, &key), skb);
 	return 0;
 }
 
@@ -167,7 +153,7 @@ static __always_inline int verdict(struct __sk_buff *skb, int ret, enum directio
 		count_drop(-ret);
 		return TC_ACT_SHOT;
 	}
-	count_traffic(skb, direction);
+	count_tunnel(skb, direction);
 	return TC_ACT_OK;
 }
 
@@ -180,7 +166,12 @@ int tunnel_egress(struct __sk_buff *skb)
 SEC("tc")
 int tunnel_ingress(struct __sk_buff *skb)
 {
-	return verdict(skb, admit(skb), DIRECTION_INGRESS);
+	int ret = verdict(skb, admit(skb), DIRECTION_INGRESS);
+
+	if (has_fast_path && ret == TC_ACT_OK)
+		return deliver(skb, MEDIUM_TUNNEL);
+	return ret;
 }
 
-char LICENSE[] SEC("license") = "Apache-2.0"; /* no helper in here is for GPL programs only */
+/* The kernel lets programs under the GPL only look up routes; these are under either license. */
+char LICENSE[] SEC("license") = "GPL";

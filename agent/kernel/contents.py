@@ -9,8 +9,8 @@ from typing import NamedTuple
 from agent.kernel import layouts
 from agent.kernel.bpf import Map
 from agent.kernel.layouts import Direction, DropReason
-from agent.rows import IpcacheEntry
-from clustermesh.model import IPNetwork, L4Address, Protocol
+from agent.rows import IpcacheEntry, Pod
+from clustermesh.model import IPAddress, IPNetwork, L4Address, Protocol
 
 
 class FrontendRow(NamedTuple):
@@ -87,6 +87,17 @@ def read_ipcache(ipcache: Map) -> dict[IPNetwork, IpcacheEntry]:
             layouts.IPCACHE_KEY.iter_unpack(keys),
             layouts.IPCACHE_ENTRY.iter_unpack(values),
             strict=True,
+        )
+    }
+
+
+def read_pods(pods: Map) -> dict[IPAddress, Pod]:
+    """The pods that the fast path knows, by address."""
+    keys, values = pods.read()
+    return {
+        layouts.unpack_ip(key): layouts.unpack_pod(*value)
+        for (key,), value in zip(
+            layouts.POD_KEY.iter_unpack(keys), layouts.POD.iter_unpack(values), strict=True
         )
     }
 

@@ -6,6 +6,7 @@ What this node's kernel does for the mesh: load it, or adopt what an earlier age
     attach_sockets()    links that are there get the new programs in place, nothing is missed
     attach_tunnel()
     attach_guard()
+    fast                has programs of its own to attach
     settle()            older schemas and links that nobody claimed are removed
 
 Until something is attached, whatever an earlier agent left goes on with its own maps. So a change
@@ -19,11 +20,13 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from agent.kernel import bpf, contents, links, pins
 from agent.kernel.bpf import Object
+from agent.kernel.fast_path import FLOWS, FastPath
 from agent.kernel.layouts import Direction, DropReason
 from agent.kernel.links import AttachType
 from agent.kernel.pins import Limits, Pins
@@ -52,7 +55,7 @@ _GUARD_PROGRAMS: Final = {
     "guard_ingress": AttachType.TCX_INGRESS,
 }
 
-_KEPT: Final = ("connections", "sessions", "drops", "counters")
+_KEPT: Final = ("connections", "sessions", "drops", "counters", "flows", "fast_counters")
 """Maps that programs fill. A new schema with the same layouts shares them, rather than forget."""
 
 
@@ -80,10 +83,16 @@ class Datapath:
         self._sockets = sockets
         self._tunnel = tunnel
         self._attached: set[str] = set()
+        self.fast: FastPath | None = None
 
     @classmethod
     def open(
-        cls, bpffs: Path, limits: Limits | None = None, *, max_connected_clusters: int = 255
+        cls,
+        bpffs: Path,
+        limits: Limits | None = None,
+        *,
+        max_connected_clusters: int = 255,
+        fast_path: bool = False,
     ) -> Datapath:
         """
         Load the programs, with the maps that are pinned in `bpffs` or new ones. Attaches nothing.
@@ -92,6 +101,7 @@ class Datapath:
             UserError: not root, no bpffs, or a kernel that does not take the programs.
         """
         limits = limits or Limits()
+        limits = replace(limits, flows=FLOWS) if fast_path else limits
         shift = 16 if max_connected_clusters == 255 else 15  # see model.identity_range
         pins_ = Pins(bpffs, limits)
         with _explained("load BPF programs", "Linux 5.15 or newer"), ExitStack() as undo:
@@ -102,13 +112,19 @@ class Datapath:
             loaded = []
             for name, settings in {
                 "socket": {"has_set_retval": bytes([bpf.has_set_retval()])},
-                "tunnel": {"identity_shift": struct.pack("=I", shift)},
+                "tunnel": {
+                    "identity_shift": struct.pack("=I", shift),
+                    "has_fast_path": bytes([fast_path]),
+                },
             }.items():
                 path = _OBJECTS / f"{name}.bpf.o"
                 obj = Object(path, pins_.maps, settings=settings, max_entries=limits.sizes())
                 undo.callback(obj.close)
                 loaded.append(obj)
             datapath = cls(pins_, limits, *loaded)
+            if fast_path:
+                path, attached = _OBJECTS / "pod.bpf.o", datapath._attached
+                datapath.fast = FastPath(path, pins_, limits, attached)
             undo.pop_all()
             return datapath
 
@@ -207,6 +223,8 @@ class Datapath:
         self._tunnel.close()
         if self._guard is not None:
             self._guard.close()
+        if self.fast is not None:
+            self.fast.close()
 
     @staticmethod
     def remove(bpffs: Path) -> None:
@@ -222,6 +240,12 @@ def _share_kept_maps(pins_: Pins) -> None:
     """Pin those maps of the schema in use that the new one can go on with."""
     older = pins_.predecessor
     for name in _KEPT if older else ():
+        if (
+            name == "flows"
+            and older
+            and older.name.split("-")[4:] != pins_.maps.name.split("-")[4:]
+        ):
+            continue  # of another size: the fast path was switched on, or off
         if older and (older / name).exists() and not (pins_.maps / name).exists():
             fd = bpf.open_pin(older / name)
             try:

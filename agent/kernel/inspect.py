@@ -14,9 +14,9 @@ from agent.kernel import contents, pins
 from agent.kernel.bpf import Map
 from agent.kernel.contents import FrontendRow, Traffic
 from agent.kernel.layouts import Direction, DropReason
-from agent.rows import IpcacheEntry
+from agent.rows import IpcacheEntry, Pod
 from clustermesh.errors import UserError
-from clustermesh.model import IPNetwork
+from clustermesh.model import IPAddress, IPNetwork
 
 _TRIES: Final = 3
 """An agent may write while we read: what looks half-applied is read again before it is shown."""
@@ -52,6 +52,18 @@ def drops(bpffs: Path) -> dict[DropReason, int]:
 def counters(bpffs: Path) -> dict[Direction, Traffic]:
     """What the tunnel carried. Raises like `frontends`."""
     with closing(_open(bpffs, "counters")) as map_:
+        return contents.read_counters(map_)
+
+
+def pods(bpffs: Path) -> dict[IPAddress, Pod]:
+    """The pods of the node that are on the fast path. Raises like `frontends`."""
+    with closing(_open(bpffs, "pods")) as map_:
+        return contents.read_pods(map_)
+
+
+def fast_counters(bpffs: Path) -> dict[Direction, Traffic]:
+    """What the fast path carried. Raises like `frontends`."""
+    with closing(_open(bpffs, "fast_counters")) as map_:
         return contents.read_counters(map_)
 
 

@@ -13,7 +13,7 @@ import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
-from agent.rows import IpcacheEntry
+from agent.rows import IpcacheEntry, Pod
 from clustermesh.model import ClusterId, IdentityId, IPAddress, IPNetwork, L4Address, Protocol
 
 
@@ -41,6 +41,12 @@ SESSION: Final = Layout("session", backend="20s", frontend="I", generation="I")
 IPCACHE_KEY: Final = Layout("ipcache_key", prefixlen="I", ip="16s")
 IPCACHE_ENTRY: Final = Layout("ipcache_entry", node="16s", identity="I", cluster_id="I")
 TRAFFIC: Final = Layout("traffic", packets="Q", bytes="Q")
+POD_KEY: Final = Layout("pod_key", ip="16s")
+POD: Final = Layout("pod", port="I", device="I", mac="6s", gateway="6s")
+FLOW_KEY: Final = Layout(
+    "flow_key", pod="16s", remote="16s", pod_port="H", remote_port="H", protocol="B", pad="3x"
+)
+FLOW_STATE: Final = Layout("flow_state", medium="I", seen_out="B", seen_in="B", pad="2x")
 
 LAYOUTS: Final = (
     ENDPOINT,
@@ -53,6 +59,10 @@ LAYOUTS: Final = (
     IPCACHE_KEY,
     IPCACHE_ENTRY,
     TRAFFIC,
+    POD_KEY,
+    POD,
+    FLOW_KEY,
+    FLOW_STATE,
 )
 
 
@@ -77,6 +87,13 @@ class Direction(enum.IntEnum):
 
     EGRESS = 0
     INGRESS = 1
+
+
+class Medium(enum.IntEnum):
+    """What carries packets between nodes: what a device is to the fast path."""
+
+    TUNNEL = 1
+    UNDERLAY = 2
 
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -150,3 +167,17 @@ def unpack_ipcache_entry(node: bytes, identity: int, cluster_id: int) -> Ipcache
     """An entry, of the fields of an IPCACHE_ENTRY."""
     node_ip = None if node == _NOWHERE else unpack_ip(node)
     return IpcacheEntry(IdentityId(identity), ClusterId(cluster_id), node_ip)
+
+
+def pack_pod(pod: Pod) -> bytes:
+    """Where a pod is."""
+    return POD.pack(pod.port, pod.device, _pack_mac(pod.mac), _pack_mac(pod.gateway))
+
+
+def unpack_pod(port: int, device: int, mac: bytes, gateway: bytes) -> Pod:
+    """Where a pod is, of the fields of a POD."""
+    return Pod(port, device, mac.hex(":"), gateway.hex(":"))
+
+
+def _pack_mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))

@@ -2,7 +2,7 @@
 Where things are pinned, so that they outlive the agent:
 
     <bpffs>/clustermesh/links/connect4 …              what is attached, whatever the schema
-    <bpffs>/clustermesh/v2-65536-1048576-512000/…     the maps of a schema
+    <bpffs>/clustermesh/v2-65536-1048576-512000-1/…   the maps of a schema
     <bpffs>/clustermesh/current                       symbolic link: the schema of what is attached
 
 A schema is the layouts of the structs and the sizes that are settings. The kernel reuses a pinned
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -37,10 +37,11 @@ class Limits:
     frontends: int = 65_536
     backends: int = 1_048_576  # while a service changes, its old and its new ones
     ipcache: int = 512_000
+    flows: int = 1  # an LRU map takes all its memory at once: for a fast path that there is not
 
     def sizes(self) -> dict[str, int]:
         """By name of the map."""
-        return {"frontends": self.frontends, "backends": self.backends, "ipcache": self.ipcache}
+        return asdict(self)
 
 
 class Pins:

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Why a packet was dropped or a call refused. Functions return these negated; all are counted. */
 #pragma once
 

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 #pragma once
 
 #include <bpf/bpf_helpers.h>
@@ -7,6 +7,11 @@
 #include "types.h"
 
 #define ADDRESS_BITS 128
+
+/* STABLE API: identities of Cilium. Those below 256 belong to no cluster. */
+#define IDENTITY_WORLD 2
+#define IDENTITY_REMOTE_NODE 6
+#define IDENTITY_RESERVED_END 256
 
 /* Who has an address, and the node to tunnel to for it, by longest prefix. */
 struct {
@@ -26,3 +31,21 @@ struct {
 	__type(value, struct traffic);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } counters SEC(".maps");
+
+static __always_inline struct ipcache_entry *ipcache_lookup(const __be32 ip[4])
+{
+	struct ipcache_key key = {
+		.prefixlen = ADDRESS_BITS,
+		.ip = { ip[0], ip[1], ip[2], ip[3] },
+	};
+
+	return bpf_map_lookup_elem(&ipcache, &key);
+}
+
+static __always_inline void count_traffic(struct traffic *traffic, const struct __sk_buff *skb)
+{
+	if (!traffic)
+		return;
+	__sync_fetch_and_add(&traffic->packets, 1);
+	__sync_fetch_and_add(&traffic->bytes, skb->len);
+}

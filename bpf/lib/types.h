@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
  * Every struct that a map holds. agent/kernel/layouts.py is the Python twin of this file, and
  * bpf/tests/test_layouts.py holds the two together.
@@ -97,3 +97,42 @@ struct traffic {
 	__u64 bytes;
 };
 _Static_assert(sizeof(struct traffic) == 16, "traffic");
+
+struct pod_key {
+	__be32 ip[4];
+};
+_Static_assert(sizeof(struct pod_key) == 16, "pod_key");
+
+/* Where a pod of this node is. */
+struct pod {
+	__u32 port;	 /* its veth, our end */
+	__u32 device;	 /* that its address is routed to: the same, or the bridge of that port */
+	__u8 mac[6];	 /* of the pod */
+	__u8 gateway[6]; /* that the pod sends to: of `device` */
+};
+_Static_assert(sizeof(struct pod) == 20, "pod");
+
+/* What carries packets between nodes. */
+enum medium {
+	MEDIUM_TUNNEL = 1,
+	MEDIUM_UNDERLAY,
+};
+
+/* A connection between a pod of this node and one of another cluster. */
+struct flow_key {
+	__be32 pod[4];
+	__be32 remote[4];
+	__be16 pod_port;
+	__be16 remote_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+
+struct flow_state {
+	enum medium medium;
+	__u8 seen_out; /* its packets have been seen, in this direction, as they are on the wire */
+	__u8 seen_in;
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct flow_state) == 8, "flow_state");

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.kernel import datapath
-from agent.kernel.layouts import LAYOUTS, Direction, DropReason, Layout
+from agent.kernel.layouts import LAYOUTS, Direction, DropReason, Layout, Medium
 
 
 @cache
@@ -61,7 +61,11 @@ def test_each_twin_has_the_fields_offsets_and_size_of_its_struct(layout: Layout)
 
 @pytest.mark.parametrize(
     ("name", "prefix", "twin"),
-    [("drop_reason", "DROP_", DropReason), ("direction", "DIRECTION_", Direction)],
+    [
+        ("drop_reason", "DROP_", DropReason),
+        ("direction", "DIRECTION_", Direction),
+        ("medium", "MEDIUM_", Medium),
+    ],
 )
 def test_each_enum_has_the_same_names_and_numbers(
     name: str, prefix: str, twin: type[IntEnum]

@@ -94,7 +94,7 @@ async def test_another_size_is_filled_before_it_takes_over(
     larger.settle()
     larger.close()
 
-    assert paths(bpffs) == {"links", "current", f"v{SCHEMA}-64-512-64"}
+    assert paths(bpffs) == {"links", "current", f"v{SCHEMA}-64-512-64-1"}
     assert pod.do(kept_peer) == "10.96.0.1:80", "connections are not forgotten"
     pod.do(let_go)
 
@@ -106,7 +106,7 @@ async def test_an_agent_that_dies_before_it_took_over_is_finished_by_the_next(
     Datapath.open(bpffs, LARGER).close()
     assert pod.do(call, "TCP", *VIP).endswith("as 10.96.0.1:80")
     assert not await run_agent(bpffs, cgroup, LARGER)
-    assert paths(bpffs) == {"links", "current", f"v{SCHEMA}-64-512-64"}
+    assert paths(bpffs) == {"links", "current", f"v{SCHEMA}-64-512-64-1"}
 
 
 async def test_drops_are_counted_on_across_sizes(bpffs: Path, cgroup: Path, pod: Node) -> None:

@@ -24,6 +24,7 @@ TableName = Literal[
     "endpoints",
     "ipcache",
     "cidrs",
+    "pods",
 ]
 
 

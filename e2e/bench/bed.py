@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -114,12 +114,19 @@ class Bed:
 
 @contextmanager
 def bed(
-    name: str, *, clusters: int = 2, nodes: int = 1, pods: int = 1, routing: str = "tunnel"
+    name: str,
+    *,
+    clusters: int = 2,
+    nodes: int = 1,
+    pods: int = 1,
+    routing: str = "tunnel",
+    agent: Sequence[str] = (),
 ) -> Iterator[Bed]:
-    """Bring up a sandbox."""
+    """Bring up a sandbox; `agent` are more settings of its agents."""
     sandbox_name = f"bench-{name}"
     sizes = {"clusters": clusters, "nodes": nodes, "pods": pods, "routing": routing}
     flags = [f"--{flag}={value}" for flag, value in sizes.items()]
+    flags += [f"--agent={setting}" for setting in agent]
     try:
         _clustermesh("up", f"--name={sandbox_name}", *flags)
         yield Bed(load(sandbox_name))

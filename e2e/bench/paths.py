@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 import statistics
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Final
 
-from .bed import Bed, bed
+from agent.kernel import inspect
+from clustermesh.model import IPAddress
+
+from .bed import Bed, bed, until
 from .measurement import Bars, Measurement, Plot, Say, Table, percentile
 
-_ROUTINGS: Final = ("tunnel", "direct")
+_PATHS: Final = {
+    f"{routing}{', fast path' if fast else ''}": (routing, fast)
+    for routing in ("tunnel", "direct")
+    for fast in (False, True)
+}
 _PROTOCOLS: Final = ("TCP", "UDP")
 
 _TEXT: Final = """\
@@ -27,17 +36,23 @@ def measure(say: Say, *, quick: bool) -> Measurement:
     messages, runs, seconds = (500, 1, 1) if quick else (10_000, 5, 2)
     latency: dict[str, dict[str, dict[str, list[int]]]] = {}
     bandwidth: dict[str, dict[str, list[float]]] = {}
-    for routing in _ROUTINGS:
-        with bed(f"paths-{routing}", nodes=2, routing=routing) as sandbox, ExitStack() as open_:
+    for path, (routing, fast) in _PATHS.items():
+        settings = [f"fast-path={'on' if fast else 'off'}"]
+        with (
+            bed(f"paths-{routing}", nodes=2, routing=routing, agent=settings) as sandbox,
+            ExitStack() as open_,
+        ):
             servers = {"plain": sandbox.node(1, 2).pods[0], "mesh": sandbox.node(2, 1).pods[0]}
             for pod in servers.values():
                 open_.enter_context(sandbox.server(pod))
                 open_.enter_context(sandbox.serving(pod, *_IPERF_SERVER, ready="Server listening"))
             addresses = {name: str(pod.addresses.v4) for name, pod in servers.items()}
-            latency[routing] = _latency(sandbox, addresses, messages)
-            bandwidth[routing] = _bandwidth(sandbox, addresses, runs, seconds)
-        slower, rate = _latency_ratio(latency[routing]["TCP"]), _rate_ratio(bandwidth[routing])
-        say(f"{routing}: {slower:.2f} times the latency, {rate:.2f} times the throughput")
+            if fast:
+                _make_known(sandbox, addresses)
+            latency[path] = _latency(sandbox, addresses, messages)
+            bandwidth[path] = _bandwidth(sandbox, addresses, runs, seconds)
+        slower, rate = _latency_ratio(latency[path]["TCP"]), _rate_ratio(bandwidth[path])
+        say(f"{path}: {slower:.2f} times the latency, {rate:.2f} times the throughput")
 
     return Measurement(
         title="Between clusters, against plain routes",
@@ -48,11 +63,11 @@ def measure(say: Say, *, quick: bool) -> Measurement:
                 ["latency, µs", "plain p50 / p99", "mesh p50 / p99", "mesh ÷ plain, p50"],
                 [
                     [
-                        f"{routing}, {protocol}",
-                        *(_microseconds(latency[routing][protocol][n]) for n in ("plain", "mesh")),
-                        f"{_latency_ratio(latency[routing][protocol]):.2f}x",
+                        f"{path}, {protocol}",
+                        *(_microseconds(latency[path][protocol][n]) for n in ("plain", "mesh")),
+                        f"{_latency_ratio(latency[path][protocol]):.2f}x",
                     ]
-                    for routing in _ROUTINGS
+                    for path in _PATHS
                     for protocol in _PROTOCOLS
                 ],
             ),
@@ -60,11 +75,11 @@ def measure(say: Say, *, quick: bool) -> Measurement:
                 ["throughput, Gbit/s", "plain", "mesh", "mesh ÷ plain"],
                 [
                     [
-                        routing,
+                        path,
                         *(f"{statistics.median(rates[n]) / 1e9:.1f}" for n in ("plain", "mesh")),
                         f"{_rate_ratio(rates):.2f}x",
                     ]
-                    for routing, rates in bandwidth.items()
+                    for path, rates in bandwidth.items()
                 ],
             ),
         ],
@@ -81,20 +96,33 @@ def _plots(
             "latency",
             "Latency between pods: median against plain routes (less is better)",
             "x",
-            _ROUTINGS,
-            {p: [_latency_ratio(latency[r][p]) for r in _ROUTINGS] for p in _PROTOCOLS},
+            list(_PATHS),
+            {p: [_latency_ratio(latency[r][p]) for r in _PATHS] for p in _PROTOCOLS},
         ),
         Bars(
             "throughput",
             "Throughput between pods against plain routes (more is better)",
             "x",
-            _ROUTINGS,
-            {"TCP": [_rate_ratio(bandwidth[r]) for r in _ROUTINGS]},
+            list(_PATHS),
+            {"TCP": [_rate_ratio(bandwidth[r]) for r in _PATHS]},
         ),
     ]
 
 
 _IPERF_SERVER: Final = ("iperf3", "--server", "--forceflush")
+
+
+def _make_known(sandbox: Bed, addresses: dict[str, str]) -> None:
+    """Have the pods meet: an address is on the fast path once it has been resolved."""
+    for address in addresses.values():
+        sandbox.run(sandbox.node(1).pods[0], "ping", "-c1", address)
+    for node in (sandbox.node(1), sandbox.node(2)):
+        bpffs, pod = sandbox.sandbox.bpffs(node), node.pods[0].addresses.v4
+        until(partial(_is_known, bpffs, pod), f"{pod} is known", timeout=10, every=0.1)
+
+
+def _is_known(bpffs: Path, address: IPAddress) -> bool:
+    return address in inspect.pods(bpffs)
 
 
 def _latency(

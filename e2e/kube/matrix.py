@@ -159,6 +159,7 @@ MATRIX: Final[Mapping[str, dict[str, Any]]] = {
                 "clusterRouting": {"west": "native", "north": "tunnel"},
                 "tunnelProtocol": "geneve",
                 "tunnelPort": 6082,
+                "fastPath": "on",
                 "MTU": 1400,
                 "extraArgs": ["--log-level=warning"],
                 "extraEnv": [{"name": "A", "value": "b"}],

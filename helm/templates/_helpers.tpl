@@ -119,6 +119,7 @@ cluster-routing: {{ join "," $clusters | quote }}
 tunnel-protocol: {{ $agent.tunnelProtocol }}
 tunnel-port: {{ int $agent.tunnelPort }}
 mtu: {{ int $agent.MTU }}
+fast-path: {{ $agent.fastPath | quote }}
 {{- end -}}
 
 {{/*

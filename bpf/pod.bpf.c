@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * The fast path at its other ends: what a pod sends, and what the underlay brings without a tunnel.
+ * What it is, and what it leaves to the host's stack, is in fast.h.
+ *
+ * Both hang on devices that are another's, beside programs of others: what is not ours is passed on
+ * to those.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "fast.h"
+#include "types.h"
+
+/* Whether the pod at this device has the source address, and means us to route the packet. */
+static __always_inline bool is_from_pod(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct pod *pod = pod_lookup(packet->source);
+	__u8 to[ETH_ALEN];
+
+	if (!pod || pod->port != skb->ifindex || bpf_skb_load_bytes(skb, 0, to, sizeof(to)))
+		return false;
+	for (int i = 0; i < ETH_ALEN; i++) {
+		if (to[i] != pod->gateway[i])
+			return false;
+	}
+	return true;
+}
+
+/* Whether the connection is on the fast path; remembers what has been seen of it. */
+static __always_inline bool is_fast_out(const struct packet *packet, enum medium medium)
+{
+	struct flow_key key = {
+		.pod_port = packet->source_port,
+		.remote_port = packet->destination_port,
+		.protocol = packet->protocol,
+	};
+	struct flow_state *known, fresh = { .medium = medium, .seen_out = 1 };
+
+	__builtin_memcpy(key.pod, packet->source, sizeof(key.pod));
+	__builtin_memcpy(key.remote, packet->destination, sizeof(key.remote));
+	known = bpf_map_lookup_elem(&flows, &key);
+	if (known && !packet->is_first) {
+		if (known->medium != medium)
+			known->medium = medium; /* routes have changed */
+		if (!known->seen_out)
+			known->seen_out = 1;
+		return known->seen_in;
+	}
+	if (packet->protocol == IPPROTO_TCP && !packet->is_first)
+		return false;
+	fresh.seen_in = packet->is_first;
+	bpf_map_update_elem(&flows, &key, &fresh, BPF_ANY);
+	return packet->is_first;
+}
+
+/* Hand it to the neighbour that the route leads to, as the host's stack would. */
+static __always_inline int send_to_neighbour(struct __sk_buff *skb, long found,
+					     struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh next = { .nh_family = fib->family };
+
+	if (found == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		__builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, sizeof(next.ipv6_nh));
+		return bpf_redirect_neigh(fib->ifindex, &next, sizeof(next), 0);
+	}
+	if (set_macs(skb, fib->dmac, fib->smac))
+		return TC_ACT_SHOT;
+	return bpf_redirect(fib->ifindex, 0);
+}
+
+SEC("tc")
+int pod_ingress(struct __sk_buff *skb)
+{
+	struct bpf_fib_lookup fib = {};
+	struct packet packet = {};
+	const enum medium *medium;
+	__u32 device;
+	long found;
+
+	if (parse_packet(skb, &packet) < 0 || !is_from_pod(skb, &packet) ||
+	    !is_remote_pod(packet.destination))
+		return PASS;
+	found = route(skb, &packet, skb->ifindex, false, &fib);
+	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return PASS;
+	device = fib.ifindex;
+	medium = bpf_map_lookup_elem(&media, &device);
+	if (!medium || !is_fast_out(&packet, *medium))
+		return PASS;
+	if (decrement_ttl(skb, &packet))
+		return TC_ACT_SHOT; /* no memory */
+	count_fast(skb, DIRECTION_EGRESS);
+	if (*medium == MEDIUM_TUNNEL)
+		return bpf_redirect(device, 0); /* to tunnel_egress, which knows the node */
+	return send_to_neighbour(skb, found, &fib);
+}
+
+SEC("tc")
+int underlay_ingress(struct __sk_buff *skb)
+{
+	if (skb->pkt_type != PACKET_HOST)
+		return PASS;
+	return deliver(skb, MEDIUM_UNDERLAY);
+}
+
+/* The kernel lets programs under the GPL only look up routes; these are under either license. */
+char LICENSE[] SEC("license") = "GPL";
