@@ -24,19 +24,19 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from clustermesh.daemon import Daemon, run
-from clustermesh.etcd import read_config
+from clustermesh.etcd import Etcd, read_config
+from clustermesh.follow import ClusterIds, Remotes
 from clustermesh.model import ClusterId, ClusterName, ObjectName
 from clustermesh.state import Table, derive, derive_whole
 from clustermesh.status import Cluster, RemoteState, RowFailure
 
 from . import show
 from .cache import Cache
-from .cluster import ClusterIds, ClusterReader
+from .cluster import ClusterReader
 from .kernel.wireguard.driver import PeerState
 from .meshnode import keep_mesh_node
 from .node import BpfNode, Kernel, NoKernel
 from .own import OwnNode
-from .remote import Remotes
 from .rows import Cidr, PeerKey
 from .rules.cidrs import CidrKey, Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
@@ -59,20 +59,26 @@ def main() -> None:
 async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
     """Keep the node joined until cancelled. Stopping leaves everything in the kernel as it is."""
     own = ClusterName(settings.cluster_name)
-    own_etcd = read_config(settings.local_etcd_config)  # without it there is nothing to do
     read, derived = Read(), Derived()
     ids = ClusterIds(own, ClusterId(settings.cluster_id), settings.max_connected_clusters)
     cache = Cache(settings.state_dir / own / settings.node_name)
-    home = ClusterReader(own, ids, read, cache)
-    remotes = Remotes(settings.clusters_dir, ids, read, cache)
+    own_etcd = Etcd(read_config(settings.local_etcd_config))
+    home = ClusterReader(own, ids, read, cache, through=own_etcd)
+    remotes = Remotes(
+        settings.clusters_dir,
+        own,
+        lambda name: ClusterReader(
+            name, ids, read, cache, through=own_etcd if settings.mirrored else None
+        ),
+    )
     await remotes.open()
     own_node = OwnNode(encrypts=settings.encrypts)
     node: Kernel = (
         BpfNode(settings, read, derived, own_node) if settings.datapath == "bpf" else NoKernel()
     )
-    async with node, asyncio.TaskGroup() as tasks:
+    async with own_etcd, node, asyncio.TaskGroup() as tasks:
         _show(daemon, settings, read, derived, Parts(home, remotes, node))
-        tasks.create_task(home.run(lambda: own_etcd), name=f"cluster {own}")
+        tasks.create_task(home.run(lambda: own_etcd.config), name=f"cluster {own}")
         tasks.create_task(remotes.run(), name="remote clusters")
         tasks.create_task(keep_mesh_node(settings, daemon, own_node), name="MeshNode")
         # Whose an address is can be said only when our own addresses are known.
@@ -183,7 +189,7 @@ class Parts(NamedTuple):
     """What has a status of its own."""
 
     home: ClusterReader
-    remotes: Remotes
+    remotes: Remotes[ClusterReader]
     node: Kernel
 
 

@@ -35,6 +35,9 @@ class AgentSettings(DaemonSettings):
     clusters_dir: Path
     "Directory with such a file for each remote cluster, named as the cluster; may change any time."
 
+    mirrored: bool = False
+    "Read those clusters from the copies in our own etcd that an apiserver with --mirror keeps."
+
     datapath: Literal["bpf", "none"] = "bpf"
     "bpf programs this node's kernel; none only computes what it would, and needs no root."
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from clustermesh.daemon import Daemon, run
 from clustermesh.etcd import Etcd, make_config
+from clustermesh.follow import ClusterIds, Remotes
 from clustermesh.model import (
     ClusterConfig,
     ClusterId,
@@ -40,6 +41,7 @@ from . import show
 from .allocator import Allocator
 from .backing import Backing, open_backing
 from .export import Exporter
+from .mirror import Mirror
 from .objects import EndpointSlice, Pod
 from .rules.endpoints import Claim, Labels, claims, endpoints
 from .rules.nodes import nodes
@@ -78,6 +80,14 @@ async def serve_cluster(settings: ApiserverSettings, daemon: Daemon) -> None:
         users = Users(etcd, cluster, settings.clusters_dir)
         exporter = Exporter(etcd, users, cluster, exports)
         _show(daemon, settings, Parts(backing, exports, allocator, users, exporter))
+        if settings.mirror and settings.clusters_dir is not None:
+            ids = ClusterIds(cluster, cluster_id, settings.max_connected_clusters)
+            mirrors = Remotes(
+                settings.clusters_dir, cluster, lambda name: Mirror(name, ids, etcd, users)
+            )
+            daemon.add_remotes(mirrors.status)
+            await mirrors.open()
+            tasks.create_task(mirrors.run(), name="mirrors")
         tasks.create_task(backing.source.run(), name="source")
         tasks.create_task(allocator.run(), name="follow identities")
         tasks.create_task(backing.leadership.run(allocator.lead), name="lead")

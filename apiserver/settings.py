@@ -35,6 +35,9 @@ class ApiserverSettings(DaemonSettings):
     clusters_dir: Path | None = None
     "Directory with a file for each connected cluster: each gets a user of its own to read with."
 
+    mirror: bool = False
+    "Copy what the connected clusters say into our etcd, for agents that are --mirrored."
+
     listen: str = "127.0.0.1:9880"
     "HOST:PORT or unix:PATH for health, metrics and status."
 
@@ -53,6 +56,8 @@ class ApiserverSettings(DaemonSettings):
                 "--etcd-ca, --etcd-cert and --etcd-key belong together",
                 hint="give all three, or none for plain http:// on loopback",
             )
+        if self.mirror and self.clusters_dir is None:
+            raise UserError("--mirror needs --clusters-dir", hint="it says what there is to copy")
         parse_address(self.listen)
 
     @property

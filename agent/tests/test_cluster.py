@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from agent.cache import Cache
-from agent.cluster import ClusterIds, ClusterReader, Pace, RefusedError
+from agent.cluster import ClusterReader
 from agent.tables import Read
 from clustermesh import kinds
 from clustermesh.errors import UserError
 from clustermesh.etcd import EtcdConfig
+from clustermesh.follow import ClusterIds, Pace, RefusedError
 from clustermesh.kinds import NODES, SERVICES
 from clustermesh.model import ClusterId, ClusterName
 from clustermesh.status import RemoteState
 from clustermesh.tests.etcd_server import EtcdServer, running, until
-
-from .peer import ALL, NOTHING, WEB, Peer, counts, peer_in
+from clustermesh.tests.peer import ALL, NOTHING, WEB, Peer, counts, peer_in
 
 EAST, WEST, NORTH = ClusterName("east"), ClusterName("west"), ClusterName("north")
-FAST = Pace(look_every=0.05, heartbeat_lost=0.5, save_every=0.05)
+FAST = Pace(look_every=0.05, heartbeat_lost=0.5)
 STEADY = Pace(look_every=0.05)
 
 
@@ -32,8 +32,10 @@ class Agent:
         self.cache = Cache(state)
         self.ids = ClusterIds(EAST, ClusterId(1), 255)
 
-    def reader(self, name: ClusterName = WEST, pace: Pace = STEADY) -> ClusterReader:
-        return ClusterReader(name, self.ids, self.read, self.cache, pace)
+    def reader(
+        self, name: ClusterName = WEST, pace: Pace = STEADY, *, save_every: float = 0.05
+    ) -> ClusterReader:
+        return ClusterReader(name, self.ids, self.read, self.cache, pace, save_every=save_every)
 
 
 @pytest.fixture
@@ -214,7 +216,7 @@ async def test_a_restarted_agent_knows_what_a_cluster_that_is_away_said_last(
 async def test_a_cache_forgets_what_was_deleted(
     etcd_server: EtcdServer, agent: Agent, tmp_path: Path
 ) -> None:
-    reader = agent.reader(pace=Pace(look_every=0.05, save_every=3600))
+    reader = agent.reader(save_every=3600)
     async with peer_in(etcd_server) as west, running(reader.run(etcd_server.config)):
         await west.publish()
         await until(lambda: agent.cache.load(WEST) is not None)
@@ -232,7 +234,7 @@ async def test_a_cluster_that_leaves_takes_its_rows_its_id_and_its_cache_along(
     async with peer_in(etcd_server) as west, running(reader.run(etcd_server.config)):
         await west.publish()
         await until(lambda: reader.status().state is RemoteState.READY)
-    reader.leave()
+    await reader.leave()
     assert backends(agent) == []
     assert agent.cache.load(WEST) is None
     agent.ids.claim(NORTH, kinds.decode_cluster_config(b'{"id":2}'))

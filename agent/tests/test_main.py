@@ -14,8 +14,7 @@ from clustermesh.kinds import LOCAL_SERVICES
 from clustermesh.model import ObjectName, Port, Protocol, Service
 from clustermesh.status import DaemonStatus
 from clustermesh.tests.etcd_server import EtcdServer, running, until
-
-from .peer import Peer, peer_in
+from clustermesh.tests.peer import Peer, peer_in
 
 
 def settings_of(server: EtcdServer, directory: Path) -> AgentSettings:

@@ -108,6 +108,20 @@ class Leases:
                 for key in keys:
                     del self._lease_of[key]
 
+    async def revoke(self) -> None:
+        """
+        Give all leases back: everything that hangs on them goes at once.
+
+        Raises:
+            EtcdError: some are left. As nobody renews them any more, they end by themselves.
+        """
+        leases = self.ids
+        self._lease_of.clear()
+        self._keys.clear()
+        self._has_adopted = False
+        for lease in leases:
+            await self._etcd.revoke_lease(lease)
+
     async def run(self) -> None:
         """Keep the leases until cancelled. Stopping leaves the keys there for their TTL."""
         backoff = Backoff(most=self._ttl / 10)

@@ -21,6 +21,7 @@ from .kind import (
     HEARTBEAT,
     HEARTBEAT_EVERY,
     HEARTBEAT_LOST,
+    HEARTBEATS,
     LOCAL,
     NAMESPACE_LABEL,
     NAMESPACE_LABELS_PREFIX,
@@ -30,6 +31,8 @@ from .kind import (
     Kind,
     Owner,
     cluster_config_key,
+    heartbeat_key,
+    verbatim,
 )
 from .nodes import NODES
 from .services import LOCAL_SERVICES, SERVICES
@@ -39,6 +42,7 @@ __all__ = [
     "CLUSTER_LABEL",
     "ENDPOINTS",
     "HEARTBEAT",
+    "HEARTBEATS",
     "HEARTBEAT_EVERY",
     "HEARTBEAT_LOST",
     "IDENTITIES",
@@ -57,5 +61,7 @@ __all__ = [
     "cluster_config_key",
     "decode_cluster_config",
     "encode_cluster_config",
+    "heartbeat_key",
     "parse_address",
+    "verbatim",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ HEARTBEAT_LOST: Final = 120.0  # seconds without one after which a connection ha
 CLUSTER_CONFIGS: Final = "cilium/cluster-config/"
 SYNCED: Final = "cilium/synced/"
 LOCAL: Final = "clustermesh/local/"
+HEARTBEATS: Final = f"{LOCAL}heartbeat/"  # of the clusters that are copied
 RESERVED_IDENTITIES: Final = range(1, 256)
 
 CLUSTER_LABEL: Final = "io.cilium.k8s.policy.cluster"
@@ -70,6 +71,28 @@ class Kind(Generic[K, V]):
         """The key that says that the first listing of `cluster` is in."""
         prefix = self.prefix(cluster, cached=cached)
         return f"{SYNCED}{cluster}/{prefix[: prefix.index('/v1/') + 3]}"
+
+
+def verbatim(kind: Kind[Any, Any]) -> Kind[str, bytes]:
+    """The same rows as they are in etcd: for whoever copies them, and need not understand them."""
+    return Kind(
+        name=kind.name,
+        state=kind.state,
+        cache=kind.cache,
+        key=str,
+        parse_key=str,
+        encode=bytes,
+        decode=lambda _owner, _key, value: value,
+    )
+
+
+def heartbeat_key(cluster: ClusterName, *, cached: bool = False) -> str:
+    """
+    What is rewritten every minute while a cluster is alive.
+
+    Of a copy its holder passes the heartbeats on: those of the holder itself say nothing of it.
+    """
+    return f"{HEARTBEATS}{cluster}" if cached else HEARTBEAT
 
 
 def cluster_config_key(cluster: ClusterName) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from agent.cluster import ClusterReader
 from clustermesh import kinds
 from clustermesh.etcd import Etcd
 from clustermesh.kinds import ENDPOINTS, IDENTITIES, NODES, SERVICES, Kind
@@ -25,7 +25,9 @@ from clustermesh.model import (
     Service,
     identity_range,
 )
-from clustermesh.tests.etcd_server import EtcdServer
+from clustermesh.status import Remote
+
+from .etcd_server import EtcdServer
 
 KINDS: Final[tuple[Kind[Any, Any], ...]] = (NODES, SERVICES, IDENTITIES, ENDPOINTS)
 WEB: Final = ObjectName("default", "web")
@@ -94,7 +96,14 @@ async def peer_in(server: EtcdServer, name: str = "west", number: int = 2) -> As
         yield Peer(etcd, name, number)
 
 
-def counts(reader: ClusterReader) -> str:
+class Reader(typing.Protocol):
+    """Whoever reads the cluster."""
+
+    def status(self) -> Remote:
+        """How it goes."""
+
+
+def counts(reader: Reader) -> str:
     """How many rows there are of each kind, as a person would print it."""
     status = reader.status()
     return (

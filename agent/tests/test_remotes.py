@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from agent.cache import Cache
-from agent.cluster import ClusterIds, Pace
-from agent.remote import Remotes
+from agent.cluster import ClusterReader
 from agent.tables import Read
+from clustermesh.follow import ClusterIds, Pace, Remotes
 from clustermesh.model import ClusterId, ClusterName
 from clustermesh.status import RemoteState
 from clustermesh.tests.etcd_server import EtcdServer, running, until
-
-from .peer import ALL, WEB, counts, peer_in
+from clustermesh.tests.peer import ALL, WEB, counts, peer_in
 
 EAST, WEST = ClusterName("east"), ClusterName("west")
 
@@ -26,12 +25,13 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "clusters"
         self.read = Read()
+        ids, cache = ClusterIds(EAST, ClusterId(1), 255), Cache(directory / "state")
+        pace = Pace(look_every=0.05)
         self.remotes = Remotes(
             self.directory,
-            ClusterIds(EAST, ClusterId(1), 255),
-            self.read,
-            Cache(directory / "state"),
-            Pace(look_every=0.05, drain=0.2),
+            EAST,
+            lambda name: ClusterReader(name, ids, self.read, cache, pace),
+            drain=0.2,
         )
 
     def connect(self, server: EtcdServer, name: str = "west") -> None:
@@ -68,7 +68,7 @@ async def test_a_file_that_appears_connects_and_one_that_goes_away_drains(
         assert world.states == {}
         world.connect(etcd_server)
         await until(lambda: world.states == {"west": "ready"})
-        assert counts(world.remotes.readers[WEST]) == ALL
+        assert counts(world.remotes.members[WEST]) == ALL
         (world.directory / "west").unlink()
         await until(lambda: world.states == {})
         # In order: nothing new goes there, and then there is no way there either.
@@ -89,7 +89,7 @@ async def test_a_file_that_changes_reconnects_and_meanwhile_nothing_is_withdrawn
         await until(lambda: world.states == {"west": "ready"})
         world.write("endpoints: []")
         await until(lambda: world.states == {"west": "failed"})
-        reader = world.remotes.readers[WEST]
+        reader = world.remotes.members[WEST]
         assert "there is none" in str(reader.status().last_error)
         assert counts(reader) == ALL
         await west.put_service(["10.2.0.9"])
@@ -165,7 +165,7 @@ async def test_two_clusters_of_one_id_do_not_share_it(
         await west.put("cilium/cluster-config/north", b'{"id":2}')
         world.connect(etcd_server, "north")
         await until(lambda: world.states == {"north": "refused", "west": "ready"})
-        north = world.remotes.readers[ClusterName("north")].status()
+        north = world.remotes.members[ClusterName("north")].status()
         assert north.last_error == "its cluster id 2 is that of west: give it another one"
         assert north.state is RemoteState.REFUSED
 
