@@ -10,6 +10,8 @@ The apiserver: publishes what a cluster shares with the mesh. Read me first.
     Pod + Namespace ─────────claims──────▶ claims ──┬─▶ allocator ▶ identities ▶ …/identities/
                                                     └─endpoints──▶ endpoints ──▶ cilium/state/ip/
 
+    the other clusters' etcds ──Mirror──▶ cilium/cache/                    (mirror.py, --mirror)
+
 Each replica keeps all of the etcd beside it; the one that leads also gives the identities.
 """
 
@@ -86,8 +88,7 @@ async def serve_cluster(settings: ApiserverSettings, daemon: Daemon) -> None:
                 settings.clusters_dir, cluster, lambda name: Mirror(name, ids, etcd, users)
             )
             daemon.add_remotes(mirrors.status)
-            await mirrors.open()
-            tasks.create_task(mirrors.run(), name="mirrors")
+            tasks.create_task(_follow(mirrors), name="mirrors")
         tasks.create_task(backing.source.run(), name="source")
         tasks.create_task(allocator.run(), name="follow identities")
         tasks.create_task(backing.leadership.run(allocator.lead), name="lead")
@@ -98,6 +99,11 @@ async def serve_cluster(settings: ApiserverSettings, daemon: Daemon) -> None:
             tasks.create_task(derivation, name=f"derive {name}")
         await users.set_up.wait()
         await exporter.run(ClusterConfig(cluster_id, settings.max_connected_clusters))
+
+
+async def _follow(mirrors: Remotes[Mirror]) -> None:
+    await mirrors.open()
+    await mirrors.run()
 
 
 def _derivations(

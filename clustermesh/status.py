@@ -25,7 +25,7 @@ class RemoteState(enum.StrEnum):
 
 
 class Remote(msgspec.Struct, frozen=True, kw_only=True):
-    """Another cluster, as this node's agent sees it."""
+    """Another cluster, as the agent of a node sees it, or an apiserver that copies it."""
 
     cluster: str
     id: int | None = None  # None until its cluster-config has been read
@@ -137,8 +137,8 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """
     `/status` of either daemon.
 
-    Only an agent has a node, a datapath, encryption, a MeshNode and remotes; only an apiserver has
-    a source and an etcd.
+    Only an agent has a node, a datapath, encryption and a MeshNode; only an apiserver has a source
+    and an etcd. The remotes of an apiserver are those that it copies.
     """
 
     daemon: str

@@ -43,6 +43,7 @@ def up(
     family: Literal["4", "6", "dual"] = "dual",
     api: Literal["dir", "kube"] = "dir",
     agent: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    mirror: Annotated[bool, Parameter(negative="")] = False,
     name: Name = "default",
     connect: bool = True,
 ) -> None:
@@ -61,6 +62,7 @@ def up(
         api: The Kubernetes of each cluster: manifests in a directory, or a real API server with
             controllers (kube), whose programs `python -m clustermesh.sandbox.kube.programs` makes.
         agent: NAME=VALUE, another setting of all agents, such as mtu=1400; may be repeated.
+        mirror: Have apiservers copy the other clusters, and agents read nothing but the copies.
         connect: Connect every cluster with every other.
     """
     started = time.monotonic()
@@ -74,6 +76,7 @@ def up(
         api=api,
         family=family,
         agent=agent,
+        mirror=mirror,
     )
     world = World(wanted)
     if world.has_api_servers:

@@ -411,6 +411,7 @@ class World:
             f"--etcd-cert={store / 'admin.crt'}",
             f"--etcd-key={store / 'admin.key'}",
             f"--clusters-dir={self._clusters_dir(cluster)}",
+            *(["--mirror"] if self.sandbox.mirror else []),
         ]
 
     def _agent(self, cluster: Cluster, node: Node) -> Sequence[str]:
@@ -428,6 +429,7 @@ class World:
             f"--cgroup={cgroup_mount() / self.sandbox.cgroup_of(node)}",
             f"--state-dir={self.sandbox.state(node)}",
             f"--mesh-node-dir={self._manifests_dir(cluster)}",
+            *(["--mirrored"] if self.sandbox.mirror else []),
             *(f"--{setting}" for setting in self.sandbox.agent),
         ]
 

@@ -159,6 +159,7 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
     api: str = "dir"  # the Kubernetes side: manifests in a directory, or a real API server (kube)
     family: str = "dual"
     agent: tuple[str, ...] = ()  # more settings of all agents: NAME=VALUE
+    mirror: bool = False  # agents read their own etcd only, where the others are copied
     root: Path = ROOT
 
     @property
@@ -256,6 +257,7 @@ def sandbox(
     api: str = "dir",
     family: str = "dual",
     agent: Iterable[str] = (),
+    mirror: bool = False,
     root: Path = ROOT,
 ) -> Sandbox:
     """
@@ -284,7 +286,9 @@ def sandbox(
     for setting in (given := tuple(agent)):
         if not _SETTING.match(setting):
             raise UserError(f"{setting!r} is no setting of an agent", hint="write NAME=VALUE")
-    return Sandbox(name, clusters, nodes, pods, routing, encryption, api, family, given, root)
+    return Sandbox(
+        name, clusters, nodes, pods, routing, encryption, api, family, given, mirror, root
+    )
 
 
 def parse_name(name: str) -> str:

@@ -95,7 +95,7 @@ def _make_directories(wanted: Sandbox) -> None:
             mount("bpf", wanted.bpffs(place), "bpf")
     names = (
         *("name", "clusters", "nodes", "pods"),
-        *("routing", "encryption", "api", "family", "agent"),
+        *("routing", "encryption", "api", "family", "agent", "mirror"),
     )
     parameters = {name: getattr(wanted, name) for name in names}
     (wanted.directory / _PARAMETERS).write_text(json.dumps(parameters))

@@ -125,6 +125,7 @@ MATRIX: Final[Mapping[str, dict[str, Any]]] = {
             }
         }
     ),
+    "copied": _apiserver(kvstoremesh={"enabled": True}),
     "monitored": with_values(
         {
             "agent": {

@@ -76,6 +76,7 @@ class Release:
             "tls": {"ca": ca},
             "clustermesh": {
                 "apiserver": {
+                    "kvstoremesh": {"enabled": self._sandbox.mirror},
                     "service": {"type": "LoadBalancer"},
                     "tls": {"server": {"extraIpAddresses": [*addresses, "127.0.0.1"]}},
                 }
