@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from clustermesh.tests.etcd_server import EtcdServer, running, until
 from clustermesh.tests.peer import ALL, KINDS, counts, peer_in
 
 EAST, WEST = ClusterName("east"), ClusterName("west")
+STEADY: Final = Pace(look_every=0.05)
 FAST: Final = Pace(look_every=0.05, heartbeat_lost=0.5)
 
 COPY: Final = {
@@ -51,13 +53,13 @@ class East:
         self.users = Users(etcd, EAST, None)
         self.ids = ClusterIds(EAST, ClusterId(1), 255)
 
-    def mirror(self) -> Mirror:
-        return Mirror(WEST, self.ids, self.etcd, self.users, FAST)
+    def mirror(self, pace: Pace = STEADY) -> Mirror:
+        return Mirror(WEST, self.ids, self.etcd, self.users, pace)
 
-    def agent(self) -> Follower:
+    def agent(self, pace: Pace = STEADY) -> Follower:
         """Reads the cluster west as an agent of east does, from the copy."""
         feeds = {kind.name: Feed(kind, Table(kind.name).writer(WEST), Health("")) for kind in KINDS}
-        return Follower(WEST, ClusterIds(EAST, ClusterId(1), 255), feeds, FAST)
+        return Follower(WEST, ClusterIds(EAST, ClusterId(1), 255), feeds, pace)
 
     async def keys(self) -> dict[str, bytes]:
         return {
@@ -174,14 +176,19 @@ async def test_agents_hear_the_heart_of_the_cluster_and_not_ours(
 ) -> None:
     async with peer_in(etcd_server) as west:
         await west.publish()
-        agent = east.agent()
-        async with running(east.mirror().run(etcd_server.config), agent.run(east.etcd)):
-            await until(lambda: agent.status().state is RemoteState.READY)
+        agent = east.agent(FAST)
+        async with running(east.mirror(FAST).run(etcd_server.config), agent.run(east.etcd)):
+            beats = count()
+
+            async def is_ready() -> bool:
+                await west.beat(str(next(beats)))
+                return agent.status().state is RemoteState.READY
+
+            await until(is_ready)
             await east.etcd.put(kinds.HEARTBEAT.encode(), b"ours")
             await until(lambda: state_of(agent).startswith("failed: no heartbeat"))
             assert counts(agent) == ALL
-            await west.beat("2")
-            await until(lambda: agent.status().state is RemoteState.READY)
+            await until(is_ready)
 
 
 async def test_a_cluster_that_is_disconnected_takes_its_copy_along(
