@@ -64,7 +64,8 @@ def _reads(said: DaemonStatus | None) -> Text:
 
 
 def _rows(said: DaemonStatus | None, table: str) -> str:
-    return str(said.tables[table].rows) if said else "-"
+    found = said.tables.get(table) if said else None  # none while the agent is starting
+    return "-" if found is None else str(found.rows)
 
 
 def _lines(reports: Mapping[str, Report], field: str) -> Iterator[str]:
