@@ -13,7 +13,7 @@ from typing import Final
 
 BACKENDS: Final = (("10.1.0.1", 8080), ("10.1.0.2", 8080), ("fd00:1::1", 8080), ("fd00:1::2", 8080))
 
-_TIMEOUT: Final = 5.0
+_TIMEOUT: Final = 20.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)

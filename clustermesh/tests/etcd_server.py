@@ -142,8 +142,14 @@ class Proxy:
             end.transport.abort()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._to)
-        self._ends |= {writer, far_writer}
+        self._ends.add(writer)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._to)
+        except OSError:  # whoever dialled shall see it too
+            self._ends.discard(writer)
+            writer.transport.abort()
+            return
+        self._ends.add(far_writer)
         async with asyncio.TaskGroup() as pumps:
             pumps.create_task(self._pump(reader, far_writer), name="proxy up")
             pumps.create_task(self._pump(far_reader, writer), name="proxy down")

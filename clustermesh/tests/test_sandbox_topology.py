@@ -180,7 +180,7 @@ def test_a_process_outlives_its_starter_and_is_found_and_stopped_by_another(root
     begun = process.read(file)
     assert begun is not None
     assert os.getsid(begun.pid) == begun.pid
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     here = Path("/proc/self/ns/net").readlink()
     while Path(f"/proc/{begun.pid}/ns/net").readlink() == here:
         assert time.monotonic() < deadline
