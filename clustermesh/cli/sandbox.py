@@ -175,9 +175,10 @@ def execute(
     )
     environment = {**os.environ, "PATH": search_path()}
     if isinstance(found, Node):
-        # So that `show maps` and `cleanup` are about this node, and not about the machine.
+        # So that `show maps`, `cleanup` and `troubleshoot` are about this node, not the machine.
         environment["CLUSTERMESH_BPFFS"] = str(here.bpffs(found))
         environment["CLUSTERMESH_STATE_DIR"] = str(here.state(found))
+        environment["CLUSTERMESH_CLUSTERS_DIR"] = str(world.clusters_dir(found))
     if isinstance(found, Control):
         environment |= world.kubectl_environment(here.cluster(found.cluster))
     os.execvpe(argv[0], argv, environment)  # noqa: S606 - it is what a user asked for

@@ -286,6 +286,13 @@ class World:
             "PATH": f"{plane.programs}:{plane.helm.parent}:{search_path()}",
         }
 
+    def clusters_dir(self, node: Node) -> Path:
+        """Where the agent of a node looks for the files of the other clusters."""
+        cluster = self.sandbox.cluster(node.cluster)
+        if self.has_api_servers:
+            return self._release(cluster).clusters_dir(node)
+        return self._clusters_dir(cluster)
+
     def apiserver_url(self, place: Place) -> str:
         """Where the apiserver of a control plane says how it is."""
         if not self.has_api_servers or not isinstance(place, Control):

@@ -17,9 +17,15 @@ import yaml
 from e2e.mesh import eventually
 
 from .cluster import KubeCluster
+from .conftest import NewKube
 from .contexts import NAMESPACE, Contexts, Daemons
 
-_NODES: Final = {"east": ("10.1.0.0/24", "192.0.2.1"), "west": ("10.2.0.0/24", "192.0.2.2")}
+_CLUSTERS: Final = "secrets/clustermesh-clusters"
+_NODES: Final = {
+    "east": ("10.1.0.0/24", "192.0.2.1"),
+    "west": ("10.2.0.0/24", "192.0.2.2"),
+    "north": ("10.3.0.0/24", "192.0.2.3"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +191,36 @@ def test_one_sided_connections_leave_the_other_side_to_its_administrator(
     command = said.out.partition("clustermesh connect ")[2].splitlines()[0]
     assert contexts.run("connect", *command.split()).code == 0
     assert "left to do" not in contexts.connect("--connection-mode=unicast").out
+
+
+def test_all_read_all_in_a_mesh_of_three(
+    contexts: Contexts, kube_programs: Path, new_kube: NewKube
+) -> None:
+    north = new_kube("north")
+    put_node(north, "node1", *_NODES["north"])
+    contexts = Contexts(contexts.directory, kube_programs, [*contexts.clusters.values(), north])
+    assert contexts.install("east", 1).code == 0
+    assert contexts.install("west", 2, "--inherit-ca=east").code == 0
+    assert contexts.install("north", 3, "--inherit-ca=east").code == 0
+    star = ("connect", "--context=east", "--destination-context=west,north")
+    said = contexts.run(*star, "--connection-mode=mesh", "--dry-run")
+    assert (said.code, said.out.count(" (not done: dry run)")) == (0, 6)
+    assert contexts.run(*star).code == 0
+    assert peers(contexts) == {"east": {"west", "north"}, "west": {"east"}, "north": {"east"}}
+    said = contexts.run(*star, "--connection-mode=mesh")
+    assert [line for line in said.out.splitlines() if ": connect to " in line] == [
+        "west: connect to north at https://192.0.2.3:32379",
+        "north: connect to west at https://192.0.2.2:32379",
+    ]
+    apart = ("disconnect", "--context=north", "--destination-context=east,west")
+    assert contexts.run(*apart).code == 0
+    assert peers(contexts) == {"east": {"west"}, "west": {"east"}, "north": set()}
+
+
+def peers(contexts: Contexts) -> dict[str, set[str]]:
+    """Who reads whom."""
+    clusters = {name: contexts.get(name, _CLUSTERS) for name in contexts.clusters}
+    return {name: set(secret.get("data") or ()) for name, secret in clusters.items()}
 
 
 def test_a_cluster_that_is_gone_is_disconnected_by_its_name(contexts: Contexts) -> None:

@@ -120,6 +120,10 @@ class Release:
         """The variables of a container of the pod at a place."""
         return self._containers(place).environment(container, **_fields(place))
 
+    def clusters_dir(self, node: Node) -> Path:
+        """Where the pod on a node has the files of the connected clusters."""
+        return self._volumes(node) / "etc/clustermesh/clusters"
+
     def _give_token(self, api: Api, node: Node) -> None:
         """Be the agent's pod on a node: its token says which node that is, and so what it may."""
         template = api.call("GET", f"{_APPS}/{_WORKLOADS[Node]}")["spec"]["template"]
@@ -146,7 +150,10 @@ class Release:
                 "/host/proc/sys/net": "/proc/sys/net",
                 "/var/lib/clustermesh": str(self._sandbox.state(place)),
             }
-        return Containers(spec, self._sandbox.home(place) / "volumes", names)
+        return Containers(spec, self._volumes(place), names)
+
+    def _volumes(self, place: Control | Node) -> Path:
+        return self._sandbox.home(place) / "volumes"
 
     def _remembered(self, kind: type[Control | Node]) -> Path:
         return self._plane.directory / f"{_WORKLOADS[kind].partition('/')[0]}.json"
