@@ -7,7 +7,8 @@ The agent: joins a node to the mesh. Read me first.
     nodes ─────cidrs──────────▶ cidrs ──┬─routes────▶ routes ────▶ netlink: our route table
                                         ├─ipcache─┐
     endpoints ─────────────────ipcache──┼─────────┴─▶ ipcache ───▶ BPF map
-    services ──frontends────────────────┴───────────▶ frontends ─▶ BPF maps of the socket LB
+    services ──frontends────────────────┼───────────▶ frontends ─▶ BPF maps of the socket LB
+    nodes ─────────────────────probes───┴───────────▶ probes ────▶ probes/: does it get through?
 
 A row's origin is its cluster. `cidrs` decides whose an address is; what a cluster says about
 another one's addresses counts for nothing in any of the rules after it. What the agent finds out
@@ -37,11 +38,13 @@ from .kernel.wireguard.driver import PeerState
 from .meshnode import keep_mesh_node
 from .node import BpfNode, Kernel, NoKernel
 from .own import OwnNode
+from .probes import Here, PathMetrics, Paths
 from .rows import Cidr, PeerKey
 from .rules.cidrs import CidrKey, Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
 from .rules.keys import closed
 from .rules.peers import paths, peers
+from .rules.probes import probes
 from .rules.routes import encrypted_routes, routes
 from .rules.services import frontends
 from .settings import AgentSettings
@@ -76,8 +79,13 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
     node: Kernel = (
         BpfNode(settings, read, derived, own_node) if settings.datapath == "bpf" else NoKernel()
     )
+    probing = Paths(
+        Here(settings, node, own_node, read.nodes, derived.peers),
+        derived.probes,
+        settings.probe_port,
+    )
     async with own_etcd, node, asyncio.TaskGroup() as tasks:
-        _show(daemon, settings, read, derived, Parts(home, remotes, node))
+        _show(daemon, settings, read, derived, Parts(home, remotes, node, probing))
         tasks.create_task(home.run(lambda: own_etcd.config), name=f"cluster {own}")
         tasks.create_task(remotes.run(), name="remote clusters")
         tasks.create_task(keep_mesh_node(settings, daemon, own_node), name="MeshNode")
@@ -85,6 +93,8 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
         await home.nodes_known()
         for name, derivation in _derivations(own, read, derived, settings):
             tasks.create_task(derivation, name=f"derive {name}")
+        if settings.datapath == "bpf":
+            tasks.create_task(probing.run(), name="probes")
         await node.run()
 
 
@@ -124,6 +134,19 @@ def _derivations(
     if settings.encrypts:
         yield "peers", _derive_peers(own, read, derived, settings)
         yield "paths", _derive_paths(read, derived)
+    yield (
+        "probes",
+        derive_whole(
+            (read.nodes, derived.cidrs),
+            derived.probes.writer("rule"),
+            lambda: probes(
+                (node for _, node in _all(read.nodes)),
+                dict(_all(derived.cidrs)),
+                own,
+                settings.node_name,
+            ),
+        ),
+    )
     yield (
         "ipcache of endpoints",
         derive(
@@ -191,6 +214,7 @@ class Parts(NamedTuple):
     home: ClusterReader
     remotes: Remotes[ClusterReader]
     node: Kernel
+    probing: Paths
 
 
 def _show(
@@ -200,7 +224,7 @@ def _show(
     derived: Derived,
     parts: Parts,
 ) -> None:
-    home, remotes, node = parts
+    home, remotes, node, probing = parts
     waiting = derived.waiting
 
     def bad_rows(kind: str) -> Iterator[RowFailure]:
@@ -237,6 +261,8 @@ def _show(
     daemon.add_remotes(remotes.status)
     daemon.add_status("refused", refused)
     daemon.add_status("conflicts", conflicts)
+    daemon.add_status("paths", probing.status)
+    daemon.metrics.register(PathMetrics(probing.status))
     daemon.add_readiness("cluster", unread)
     daemon.add_readiness("datapath", node.unready)
     daemon.add_table(
@@ -259,6 +285,7 @@ def _show(
         reconcilers=node.reconcilers("peers"),
     )
     daemon.add_table("cidrs", derived.cidrs, show.cidr)
+    daemon.add_table("paths", probing.table, probing.show)
     daemon.add_table(
         "frontends", derived.frontends, show.frontend, reconcilers=node.reconcilers("frontends")
     )

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, Self
 
 import msgspec
 
-from clustermesh.model import ClusterId, IPNetwork
+from clustermesh.model import ClusterId, IPAddress, IPNetwork
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
@@ -25,9 +25,10 @@ from .kernel.layouts import Medium
 from .kernel.netlink import Netlink, device_index
 from .kernel.nftables import Nftables
 from .kernel.pods import pod_changes, read_pods
-from .kernel.route_messages import KernelRoute
+from .kernel.route_messages import TABLE, KernelRoute
 from .own import OwnNode
 from .rows import Reserved, Route, Routing
+from .rules.causes import Lookup
 from .settings import AgentSettings
 from .tables import Derived, Read
 from .targets.frontends import FrontendTarget
@@ -73,6 +74,13 @@ class Kernel(Protocol):
     def encryption(self) -> Encryption | None:
         """What encrypts, if anything does. Not before it is open."""
 
+    @property
+    def facts(self) -> Facts | None:
+        """What this node's network is like; None: it has not been looked at."""
+
+    async def lookup(self, source: IPAddress, target: IPAddress) -> Lookup:
+        """The route that it takes. Raises OSError if it has none."""
+
 
 class NoKernel:
     """`--datapath none`: everything is computed, and nothing is programmed."""
@@ -109,6 +117,16 @@ class NoKernel:
     def encryption(self) -> None:
         """Nothing does."""
         return
+
+    @property
+    def facts(self) -> None:
+        """Nobody looks."""
+        return
+
+    async def lookup(self, source: IPAddress, target: IPAddress) -> Lookup:
+        """Nobody looks."""
+        del source, target
+        return Lookup()
 
 
 class BpfNode:
@@ -236,6 +254,16 @@ class BpfNode:
             return None
         waiting = [name for name, r in self._reconcilers.items() if not r.synced.is_set()]
         return f"not attached: waiting for {', '.join(waiting)}"
+
+    @property
+    def facts(self) -> Facts | None:
+        """See Kernel."""
+        return self._facts
+
+    async def lookup(self, source: IPAddress, target: IPAddress) -> Lookup:
+        """See Kernel."""
+        taken = await self._netlink.route_to(source, target)
+        return Lookup(taken.device, taken.table == TABLE)
 
     async def _prepare(self) -> None:
         """Have the device and the rule that routes need, and know this node's addresses."""

@@ -74,6 +74,9 @@ class AgentSettings(DaemonSettings):
     fast_path: Literal["on", "off"] = "off"
     "Carry TCP and UDP of pods past the host's stack, and past all firewall rules of the node."
 
+    probe_port: int = 4240
+    "UDP port at which nodes ask each other whether packets get through; 0: none does."
+
     mesh_cidrs: CommaSeparated = ()
     "Networks that the pods of other clusters must be in; by default any that is nobody's here."
 
@@ -108,6 +111,8 @@ class AgentSettings(DaemonSettings):
         _ = self.allowed, self.routings
         if not 0 <= self.tunnel_port <= 0xFFFF:
             raise UserError(f"--tunnel-port {self.tunnel_port} is no port")
+        if not 0 <= self.probe_port <= 0xFFFF:
+            raise UserError(f"--probe-port {self.probe_port} is no port")
         if self.mtu and not _LEAST_MTU <= self.mtu <= 0xFFFF:
             raise UserError(
                 f"--mtu {self.mtu} is out of range", hint=f"choose {_LEAST_MTU}-65535, or 0"

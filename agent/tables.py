@@ -32,6 +32,7 @@ from .rows import (
     Session,
 )
 from .rules.cidrs import CidrKey
+from .rules.probes import PathKey, Probe
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,5 @@ class Derived:
     peers: Table[PeerKey, Peer] = field(default_factory=lambda: Table("peers"))
     paths: Table[NodeName, Path] = field(default_factory=lambda: Table("paths"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))
+    probes: Table[PathKey, Probe] = field(default_factory=lambda: Table("probes"))
     waiting: Waiting[ObjectName, L4Address] = field(default_factory=Waiting)

@@ -23,11 +23,15 @@ COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "endpoints": ("address", "cluster", "pod", "identity", "node_ip"),
     "ipcache": ("prefix", "cluster_id", "identity", "node_ip"),
     "cidrs": ("cidr", "cluster", "node", "kind"),
+    "paths": (
+        *("cluster", "node", "ip", "address", "state"),
+        *("loss", "round_trip", "mtu", "age", "note"),
+    ),
 }
 """The fields that come first, in this order; other ones follow as they are met."""
 
-_CAUSES: Final = ("refused", "conflict")
-"""Fields that say why a row is not used."""
+_CAUSES: Final = ("refused", "conflict", "failing")
+"""Fields that say why a row is not used, or of no use."""
 
 
 def tables(

@@ -111,6 +111,28 @@ class EtcdStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class ClusterPaths(msgspec.Struct, frozen=True, kw_only=True):
+    """How packets get from this node to another cluster's, in numbers of ways."""
+
+    cluster: str
+    paths: int = 0  # ways: nodes and IP versions
+    well: int = 0
+    failing: int = 0
+    not_probed: int = 0
+    loss: float = 0.0  # of probes, 0 to 1
+    round_trip: float | None = None  # seconds, the median of the ways
+    worst: str = ""  # why a way fails
+
+
+class PathsStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent's probes say of the data path."""
+
+    clusters: list[ClusterPaths] = []
+    failing: list[str] = []  # which way, and why; without those that are refused
+    not_probed: list[str] = []  # which, and why, a line for each reason
+    last_error: str | None = None  # why others cannot probe this node
+
+
 class MeshNodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The MeshNode that an agent writes of its node, if it was told where."""
 
@@ -154,6 +176,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     refused: list[str] = []  # which addresses of which node are not used, and why
     conflicts: list[str] = []  # which frontend of which service is not used, and whose it is
     encryption: EncryptionStatus | None = None  # None: an apiserver, or nothing is encrypted
+    paths: PathsStatus | None = None  # None: an apiserver, or an agent without a datapath
     mesh_node: MeshNodeStatus | None = None  # None: nowhere to write it
     source: SourceStatus | None = None
     etcd: EtcdStatus | None = None

@@ -16,7 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Collection, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agent.lanes import LANES
 from clustermesh.model import IPAddress, IPNetwork
@@ -35,8 +35,16 @@ RULE_PRIORITY: Final = 195  # after `local` (0), before what the common CNIs add
 
 _NO_ADDRESS: Final = IPv4Address("169.254.195.195")
 _RT_SCOPE_HOST: Final = 254
+_LOOKUP_TABLE: Final = 0x1000  # RTM_F_LOOKUP_TABLE: without it the answer is always `main`
 _IFF_NOARP: Final = 0x80
 _SYSCTLS: Final = Path("/proc/sys/net")
+
+
+class TakenRoute(NamedTuple):
+    """Where the kernel sends a packet."""
+
+    device: str
+    table: int  # that the route is in
 
 
 class Netlink:
@@ -112,9 +120,7 @@ class Netlink:
                 await self.ip.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP)
             if link["state"] != "up":
                 await self.ip.link("set", index=index, state="up")
-        # Loose, and not off, because the kernel takes the larger of this and `all`: a node that is
-        # strict everywhere would drop what other nodes' own addresses send through the tunnel.
-        self._write_sysctl(f"ipv4/conf/{tunnel.device}/rp_filter", "2")
+        await self._be_loose(tunnel.device, index)
         return index
 
     async def _make_tunnel_device(self, mtu: int, tunnel: Tunnel) -> None:
@@ -136,16 +142,19 @@ class Netlink:
                 await self.ip.link("set", index=link["index"], mtu=mtu)
             if link["state"] != "up":
                 await self.ip.link("set", index=link["index"], state="up")
-            # Loose, because the answer to what came by one lane may leave by another. To a device
-            # without an IPv4 address the kernel is strict nevertheless: so it has one, of a scope
-            # that no packet is ever sent from.
-            await self.ip.addr(
-                "replace",
-                index=link["index"],
-                address=str(_NO_ADDRESS),
-                prefixlen=32,
-                scope=_RT_SCOPE_HOST,
-            )
+        await self._be_loose(device, link["index"])
+
+    async def _be_loose(self, device: str, index: int) -> None:
+        """
+        Take packets from other nodes' own addresses, though what goes to those leaves elsewhere.
+
+        Loose, and not off, because the kernel takes the larger of the device's setting and that of
+        `all`, which may be strict. To a device without an IPv4 address it is strict nevertheless:
+        so it has one, of a scope that no packet is ever sent from.
+        """
+        with _oserror(device):
+            host = {"address": str(_NO_ADDRESS), "prefixlen": 32, "scope": _RT_SCOPE_HOST}
+            await self.ip.addr("replace", index=index, **host)
         self._write_sysctl(f"ipv4/conf/{device}/rp_filter", "2")
 
     async def has_kind(self, name: str, kind: str) -> bool:
@@ -193,6 +202,22 @@ class Netlink:
                     await self.ip.rule(
                         "add", family=family, table=table, priority=priority, protocol=PROTOCOL
                     )
+
+    async def route_to(self, source: IPAddress, target: IPAddress) -> TakenRoute:
+        """
+        The route that a packet of this node takes, by all rules and tables.
+
+        Raises:
+            OSError: ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL: there is none, or one that refuses.
+        """
+        with _oserror(f"the route to {target}"):
+            found = (
+                await self.ip.route(
+                    "get", dst=str(target), prefsrc=str(source), flags=_LOOKUP_TABLE
+                )
+            )[0]
+        device = found.get("oif")
+        return TakenRoute(socket.if_indextoname(device) if device else "", found.get("table"))
 
     async def remove_everything(self) -> None:
         """

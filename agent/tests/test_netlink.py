@@ -38,6 +38,7 @@ def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
         assert "dstport 8472 nolearning" in shown
         assert "udp6zerocsumtx udp6zerocsumrx" in shown
         assert Path(f"/proc/sys/net/ipv4/conf/{VXLAN.device}/rp_filter").read_text() == "2\n"
+        assert "scope host" in sh(f"ip -4 address show {VXLAN.device}"), "or it is strict"
 
     in_namespace(body)
 

@@ -25,6 +25,7 @@ TableName = Literal[
     "ipcache",
     "cidrs",
     "pods",
+    "paths",
 ]
 
 
@@ -34,7 +35,7 @@ def show(table: TableName, /, *, output: Output = "table", agent: AgentAddress =
     Print a table of the agent, and what is wrong with its rows.
 
     services, nodes, identities and endpoints are what the clusters say; frontends, routes, peers,
-    cidrs and ipcache are what the agent makes of it.
+    cidrs and ipcache are what the agent makes of it; paths is how packets get to the other nodes.
 
     Args:
         table: The table to print.

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from clustermesh.errors import UserError
 from clustermesh.settings import CommaSeparated
-from clustermesh.status import DAEMON_STATUS, DaemonStatus, Remote, RemoteState
+from clustermesh.status import DAEMON_STATUS, ClusterPaths, DaemonStatus, Remote, RemoteState
 
 from .client import (
     AGENT,
@@ -169,7 +169,19 @@ def troubles_of(said: DaemonStatus) -> Iterator[str]:
     yield from said.conflicts[:_CLAIMS]
     if more := len(said.conflicts[_CLAIMS:]):
         yield f"{more} more frontends are not used: see clustermesh show services"
+    yield from _troubles_of_paths(said)
     yield from _troubles_outside(said)
+
+
+def _troubles_of_paths(said: DaemonStatus) -> Iterator[str]:
+    """The same, for the ways that packets take."""
+    if said.paths is None:
+        return
+    yield from said.paths.failing[:_CLAIMS]
+    if more := len(said.paths.failing[_CLAIMS:]):
+        yield f"{more} more paths fail: see clustermesh show paths"
+    if said.paths.last_error:
+        yield f"others cannot probe this node: {said.paths.last_error}"
 
 
 def _troubles_outside(said: DaemonStatus) -> Iterator[str]:
@@ -194,6 +206,8 @@ def warnings_of(said: DaemonStatus) -> Iterator[str]:
     for remote in said.remotes:
         if remote.bad_rows:
             yield f"{remote.cluster}: skipped {remote.bad_rows} bad rows: {remote.last_bad_row}"
+    if said.paths:
+        yield from said.paths.not_probed[:_CLAIMS]
     if said.datapath:
         for reason, packets in said.datapath.drops.items():
             if packets and reason not in _EXPECTED_DROPS:
@@ -228,13 +242,15 @@ def _tables(report: Report) -> tuple[Table, Table]:
     remotes = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("REMOTE", "ID", "STATE", "FOR"):
         remotes.add_column(header)
-    for header in ("NODES", "SERVICES", "IDENTITIES", "ENDPOINTS"):
+    for header in ("NODES", "SERVICES", "IDENTITIES", "ENDPOINTS", "PATHS", "LOSS", "ROUND TRIP"):
         remotes.add_column(header, justify="right")
     for said in report.statuses():
         ready = Text("ready", "green") if said.ready else Text("not ready", "red")
         daemons.add_row(Text(said.daemon, "bold"), ready, Text(", ".join(facts(said))))
+        paths = {one.cluster: one for one in said.paths.clusters} if said.paths else {}
         for remote in said.remotes:
-            remotes.add_row(*_remote_cells(remote), style=_COLOURS[remote.state])
+            cells = [*_remote_cells(remote), *path_cells(paths.get(remote.cluster))]
+            remotes.add_row(*cells, style=_COLOURS[remote.state])
     return daemons, remotes
 
 
@@ -263,6 +279,14 @@ def _remote_cells(remote: Remote) -> list[str]:
     counts: list[Any] = [remote.nodes, remote.services, remote.identities, remote.endpoints]
     number = "-" if remote.id is None else str(remote.id)
     return [remote.cluster, number, remote.state, _ago(remote.since), *map(str, counts)]
+
+
+def path_cells(paths: ClusterPaths | None) -> list[str]:
+    """How many ways to a cluster are well, how much is lost, and the round trip."""
+    if paths is None or not paths.paths:
+        return ["-", "-", "-"]
+    trip = "-" if paths.round_trip is None else f"{paths.round_trip * 1000:.1f} ms"
+    return [f"{paths.well}/{paths.paths}", f"{paths.loss:.0%}", trip]
 
 
 def _ago(seconds: float) -> str:

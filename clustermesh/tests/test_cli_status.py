@@ -14,10 +14,12 @@ from clustermesh.daemon import Daemon, serve
 from clustermesh.settings import TcpAddress
 from clustermesh.status import (
     Cluster,
+    ClusterPaths,
     DaemonStatus,
     Datapath,
     EtcdStatus,
     MeshNodeStatus,
+    PathsStatus,
     Problem,
     Remote,
     RemoteState,
@@ -28,6 +30,7 @@ from clustermesh.status import (
 EAST = Remote(
     cluster="east", id=1, state=RemoteState.READY, since=130, nodes=2, services=3, endpoints=8
 )
+TO_EAST = ClusterPaths(cluster="east", paths=4, well=4, loss=0.125, round_trip=0.0004)
 WEST = Remote(cluster="west", state=RemoteState.FAILED, since=7, last_error="connection refused")
 
 
@@ -38,6 +41,7 @@ async def agent(*remotes: Remote) -> AsyncIterator[str]:
     daemon.add_status("cluster", lambda: Cluster("north", 9))
     daemon.add_status("node", lambda: "node1")
     daemon.add_status("datapath", lambda: Datapath(mode="bpf", routing="tunnel", attached=True))
+    daemon.add_status("paths", lambda: PathsStatus(clusters=[TO_EAST]))
     daemon.add_remotes(lambda: remotes)
     async with serve(daemon, TcpAddress("127.0.0.1", 0)) as address:
         yield str(address)
@@ -71,8 +75,8 @@ async def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys.readouterr().out) == [
         "agent ready north/node1 (id 9), version 1.2.3, up 0 s, datapath bpf, routing tunnel",
         "apiserver ready north (id 9), version 1.2.3, up 0 s, 4 objects in dir:/m, etcd https://e",
-        "REMOTE ID STATE FOR NODES SERVICES IDENTITIES ENDPOINTS",
-        "east 1 ready 2 min 2 3 0 8",
+        "REMOTE ID STATE FOR NODES SERVICES IDENTITIES ENDPOINTS PATHS LOSS ROUND TRIP",
+        "east 1 ready 2 min 2 3 0 8 4/4 12% 0.4 ms",
         "all is well",
     ]
 
@@ -82,7 +86,7 @@ async def test_what_is_wrong_is_told_with_its_cause(capsys: pytest.CaptureFixtur
     async with agent(EAST, WEST) as one, apiserver(problem) as two:
         assert await status("--agent", one, "--apiserver", two) == 1
     assert lines(capsys.readouterr().out)[-3:] == [
-        "west - failed 7 s 0 0 0 0",
+        "west - failed 7 s 0 0 0 0 - - -",
         "agent: west is failed for 7 s: connection refused",
         "apiserver: dir:/m: web.yaml document 2: no kind",
     ]
@@ -172,6 +176,18 @@ def test_refused_addresses_are_told_and_many_of_them_are_counted() -> None:
         *claims[:5],
         "2 more CIDRs are refused: see clustermesh show cidrs",
     ]
+
+
+def test_ways_that_fail_are_told_and_many_of_them_are_counted() -> None:
+    failing = [f"west/node{n} over IPv4: UDP port 8472 is blocked" for n in range(7)]
+    not_probed = ["west/node9 over IPv4: not probed: it publishes no address"]
+    paths = PathsStatus(failing=failing, not_probed=not_probed, last_error="in use")
+    assert list(troubles_of(said(paths=paths))) == [
+        *failing[:5],
+        "2 more paths fail: see clustermesh show paths",
+        "others cannot probe this node: in use",
+    ]
+    assert list(warnings_of(said(paths=paths))) == not_probed
 
 
 def test_a_mesh_node_that_is_yet_to_be_written_is_no_trouble() -> None:

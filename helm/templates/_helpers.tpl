@@ -118,6 +118,7 @@ routing: {{ $agent.routing }}
 cluster-routing: {{ join "," $clusters | quote }}
 tunnel-protocol: {{ $agent.tunnelProtocol }}
 tunnel-port: {{ int $agent.tunnelPort }}
+probe-port: {{ int $agent.probePort }}
 mtu: {{ int $agent.MTU }}
 fast-path: {{ $agent.fastPath | quote }}
 {{- end -}}

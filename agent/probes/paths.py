@@ -1,0 +1,219 @@
+"""All ways to the nodes of other clusters: each is looked at again and again, and shown."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import median
+from typing import Any, Final
+
+import msgspec
+
+from agent.rules.causes import Verdict
+from agent.rules.probes import PathKey, Probe
+from clustermesh.state import Table, Watch
+from clustermesh.status import ClusterPaths, PathsStatus
+
+from .echo import Echo
+from .here import Here
+from .look import Look, Tools, look_at
+from .messages import Message
+
+_EVERY: Final = 5.0  # seconds between two looks at a way
+_PER_SECOND: Final = 100  # looks at all ways together: of more ways each is looked at less often
+_FAILING_EVERY: Final = 1.0  # seconds: so that what is mended is soon seen to be
+_ADDRESSES_EVERY: Final = 1.0
+_HISTORY: Final = 20  # looks that the loss is told of
+
+
+class Probed(msgspec.Struct, frozen=True, gc=False):
+    """How a way is."""
+
+    path: Probe
+    unprobed: str = ""  # why nothing is known
+    began: float | None = None  # the last look, in the time of the loop; None: there was none yet
+    loss: float = 0.0  # of the last questions, 0 to 1
+    round_trip: float | None = None  # seconds
+    mtu: int = 0  # bytes
+    verdict: str = ""
+    cause: str = ""
+    note: str = ""
+
+    @property
+    def state(self) -> str:
+        """In a word, for a person and for what asks again until it is another."""
+        if self.path.refused or self.cause:
+            return "failing"
+        if self.unprobed:
+            return "not probed"
+        return "well" if self.began is not None else "pending"
+
+
+class Paths:
+    """Every way, and how it is."""
+
+    def __init__(self, here: Here, wanted: Table[PathKey, Probe], port: int) -> None:
+        """
+        Args:
+            wanted: the ways that there are.
+            port: where agents answer; 0: nobody asks or answers.
+        """
+        self.table: Final[Table[PathKey, Probed]] = Table("paths")
+        self._rows = self.table.writer("probes")
+        self._here = here
+        self._wanted = wanted
+        self._port = port
+        self._echo = Echo(port, self._about_us)
+        self._tools = Tools(here, self._echo, port)
+        self._looking: set[PathKey] = set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if self._port:
+                    tasks.create_task(self._follow_addresses(), name="addresses of probes")
+                async for keys in Watch(self._wanted):
+                    for key in keys - self._looking:
+                        if self._wanted.first(key) is not None:
+                            self._looking.add(key)
+                            tasks.create_task(self._keep_looking(key), name=f"probe {key}")
+        finally:
+            self._echo.close()
+
+    def status(self) -> PathsStatus:
+        """Sum up. May be called in any thread."""
+        rows = [(k, row) for k in tuple(self.table.keys()) if (row := self.table.first(k))]
+        return summary(rows, self._echo.failure)
+
+    def show(self, key: PathKey, rows: Mapping[str, Probed]) -> Iterable[Mapping[str, Any]]:
+        """A way as a person reads it; `age` is how many seconds ago the last look began."""
+        now = asyncio.get_running_loop().time()
+        for row in rows.values():
+            yield {
+                "cluster": key.cluster,
+                "node": key.node,
+                "ip": f"IPv{key.version}",
+                "address": str(row.path.address or ""),
+                "state": row.state,
+                "loss": f"{row.loss:.0%}" if row.began is not None else "",
+                "round_trip": f"{row.round_trip * 1000:.2f} ms" if row.round_trip else "",
+                "mtu": row.mtu or None,
+                "age": round(now - row.began, 1) if row.began is not None else None,
+                "note": row.note or row.unprobed,
+                "failing": row.path.refused or row.cause,
+            }
+
+    async def _follow_addresses(self) -> None:
+        """Listen where this node can be reached. Nothing tells of a change, but looking."""
+        while True:
+            self._echo.listen(self._here.addresses())
+            await asyncio.sleep(_ADDRESSES_EVERY)
+
+    async def _keep_looking(self, key: PathKey) -> None:
+        history: deque[Look] = deque(maxlen=_HISTORY)
+        while (path := self._wanted.first(key)) is not None:
+            if unprobed := self._unprobed(key, path):
+                self._rows.put(key, Probed(path, unprobed))
+            elif not path.refused:
+                if not history:
+                    self._rows.put(key, Probed(path))
+                began = asyncio.get_running_loop().time()
+                look = await look_at(self._tools, key, path, self._verdict(key))
+                history.append(look)
+                if self._wanted.first(key) is not None:
+                    self._rows.put(key, _probed(path, began, history))
+            else:
+                self._rows.put(key, Probed(path, verdict=Verdict.REFUSED))
+            await asyncio.sleep(self._pause(key))
+        self._looking.discard(key)
+        if key in self._rows.own:
+            self._rows.delete(key)
+
+    def _pause(self, key: PathKey) -> float:
+        row = self.table.first(key)
+        most = max(_EVERY, len(self._looking) / _PER_SECOND)
+        is_well = row is not None and row.state == "well" and not row.note
+        # Those that started together come apart.
+        return (most if is_well else min(most, _FAILING_EVERY)) * random.uniform(0.8, 1.2)
+
+    def _unprobed(self, key: PathKey, path: Probe) -> str:
+        if not self._port:
+            return "--probe-port is 0"
+        if path.refused or path.unprobed:
+            return path.unprobed
+        if self._here.source(key.version) is None:
+            return "this node has no address in its own pod CIDRs"
+        return ""
+
+    def _verdict(self, key: PathKey) -> str:
+        row = self.table.first(key)
+        return row.verdict if row else ""
+
+    def _about_us(self, key: PathKey) -> Message:
+        return self._here.message(key, self._verdict(key))
+
+
+def _probed(path: Probe, began: float, history: Iterable[Look]) -> Probed:
+    looks = list(history)
+    last = looks[-1]
+    asked = sum(look.asked for look in looks)
+    return Probed(
+        path,
+        began=began,
+        loss=1 - sum(look.answered for look in looks) / asked,
+        round_trip=last.round_trip,
+        mtu=last.mtu,
+        verdict=last.cause.verdict if last.cause else Verdict.WELL,
+        cause=last.cause.text if last.cause else "",
+        note=last.note,
+    )
+
+
+def summary(rows: Iterable[tuple[PathKey, Probed]], failure: str | None = None) -> PathsStatus:
+    """
+    How the ways are by cluster, and what is wrong with which.
+
+    Args:
+        failure: why nobody can probe us.
+    """
+    by_cluster: dict[str, list[tuple[PathKey, Probed]]] = {}
+    for key, row in sorted(rows, key=lambda item: item[0]):
+        by_cluster.setdefault(key.cluster, []).append((key, row))
+    everything = [item for items in by_cluster.values() for item in items]
+    return PathsStatus(
+        clusters=[_cluster(name, [row for _, row in items]) for name, items in by_cluster.items()],
+        failing=[f"{key}: {row.cause}" for key, row in everything if row.cause],
+        not_probed=list(_unprobed(everything)),
+        last_error=failure,
+    )
+
+
+def _cluster(name: str, rows: list[Probed]) -> ClusterPaths:
+    states = Counter(row.state for row in rows)
+    known = [row for row in rows if row.began is not None]
+    return ClusterPaths(
+        cluster=name,
+        paths=len(rows),
+        well=states["well"],
+        failing=states["failing"],
+        not_probed=states["not probed"],
+        loss=round(sum(row.loss for row in known) / len(known), 4) if known else 0.0,
+        round_trip=median(trips)
+        if (trips := [r.round_trip for r in rows if r.round_trip])
+        else None,
+        worst=next((row.cause or row.path.refused for row in rows if row.state == "failing"), ""),
+    )
+
+
+def _unprobed(items: Iterable[tuple[PathKey, Probed]]) -> Iterator[str]:
+    """A line for each reason, if it is one to do something about."""
+    reasons: dict[tuple[str, str], list[PathKey]] = {}
+    for key, row in items:
+        if row.unprobed and row.path.is_sampled:
+            reasons.setdefault((key.cluster, row.unprobed), []).append(key)
+    for (cluster, reason), keys in reasons.items():
+        which = str(keys[0]) if len(keys) == 1 else f"{len(keys)} ways to {cluster}"
+        yield f"{which}: not probed: {reason}"
