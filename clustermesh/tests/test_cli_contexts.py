@@ -85,6 +85,7 @@ PAIR = "east (k-east) and west (k-west)"
             f"error: {PAIR} disagree about how many clusters there can be: 255 and 511",
         ),
         ({"routing": "direct"}, f"error: {PAIR} route differently: tunnel and direct"),
+        ({"encryption": "wireguard"}, f"error: {PAIR} encrypt differently: none and wireguard"),
         ({"version": "2"}, f"warning: {PAIR} run different versions: 1 and 2"),
         (
             {"user": "admin"},

@@ -85,6 +85,11 @@ def _of_two(one: ClusterRow, other: ClusterRow) -> Iterator[Finding]:
             f"{pair} have different tunnels: {one.tunnel} and {other.tunnel}",
             "agent.tunnelProtocol and agent.tunnelPort must be the same in all",
         )
+    if one.encryption != other.encryption:
+        yield Finding(
+            f"{pair} encrypt differently: {one.encryption} and {other.encryption}",
+            "the encryption of agents must be the same in all: nothing else passes",
+        )
     if one.version != other.version:
         yield Finding(
             f"{pair} run different versions: {one.version} and {other.version}",

@@ -138,6 +138,7 @@ async def read_cluster(kube: Kube, context: str, namespace: str | None) -> Clust
         id=settings.cluster_id,
         max_connected_clusters=settings.max_connected_clusters,
         routing=settings.routing,
+        encryption=settings.encryption,
         cluster_routing=dict(one.split("=") for one in settings.cluster_routing.split(",") if one),
         tunnel=f"{settings.tunnel_protocol} on port {settings.tunnel_port or 'as usual'}",
         version=deployment.metadata.labels.get("app.kubernetes.io/version", ""),

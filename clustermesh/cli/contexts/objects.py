@@ -169,6 +169,7 @@ class Settings(msgspec.Struct, frozen=True, rename="kebab"):
     max_connected_clusters: int = 255
     routing: str = "tunnel"
     cluster_routing: str = ""  # west=direct,north=native
+    encryption: str = "none"
     tunnel_protocol: str = "vxlan"
     tunnel_port: int = 0
 

@@ -38,6 +38,7 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     max_connected_clusters: int = 255
     routing: str = "tunnel"
     cluster_routing: Mapping[str, str] = NOTHING  # where it is another one, by cluster
+    encryption: str = "none"
     tunnel: str = ""  # protocol and port, as a person says them
     version: str = ""
     release: str = "clustermesh"  # of helm
