@@ -20,6 +20,7 @@ import pytest
 
 from clustermesh.sandbox import remains
 
+from .compatibility import Findings
 from .mesh import Mesh, bring_up
 
 NewMesh: TypeAlias = Callable[..., Mesh]
@@ -32,6 +33,11 @@ _PAUSED: Final = pytest.StashKey[frozenset[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pause", action="store_true", help="leave the sandbox of a failing e2e test up"
+    )
+    parser.addoption(
+        "--write-compatibility",
+        action="store_true",
+        help="write what e2e/test_beside_any_cni.py finds into docs/compatibility.md",
     )
 
 
@@ -75,6 +81,12 @@ def _how_to_walk_in(mesh: Mesh) -> str:
         f"clustermesh sandbox exec {name} cluster1/node1/pod1\n"
         f"clustermesh sandbox down {name}"
     )
+
+
+@pytest.fixture(scope="session")
+def findings() -> Findings:
+    """What the tests beside CNIs find."""
+    return Findings()
 
 
 @pytest.fixture(scope="session")

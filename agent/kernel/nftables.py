@@ -35,7 +35,8 @@ from .routes import open_netlink
 NFT_TABLE: Final = "clustermesh"
 _TABLE: Final = f"inet {NFT_TABLE}"
 _CHAIN: Final = f"{_TABLE} sources"
-_HOOK: Final = "{ type nat hook postrouting priority srcnat - 10; policy accept; }"
+_PRIORITY: Final = "srcnat - 50"  # kindnet is at srcnat - 10
+_HOOK: Final = f"{{ type nat hook postrouting priority {_PRIORITY}; policy accept; }}"
 
 _REMOVE: Final = f"add table {_TABLE}\ndelete table {_TABLE}\n"  # no error when it is not there
 

@@ -79,7 +79,7 @@ def test_a_table_that_another_release_made_is_replaced() -> None:
         chain = "{ type nat hook postrouting priority srcnat - 1 ; }"
         sh(f"nft add chain inet {NFT_TABLE} sources {chain}")
         assert await nftables.prepare() == frozenset()
-        assert "priority srcnat - 10" in sh(f"nft list table inet {NFT_TABLE}")
+        assert "priority srcnat - 50" in sh(f"nft list table inet {NFT_TABLE}")
 
     with_nftables(body)
 
