@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang llvm gcc libc6-dev linux-libc-dev libbpf-dev libelf-dev zlib1g-dev \
             etcd-server etcd-client wireguard-go bpftool iproute2 iputils-ping ethtool iperf3 procps util-linux nftables \
+            iptables ipset \
             python3 python3-dev python3-venv
 VM_PACKAGES := flex bison m4 bc make xz-utils qemu-system-x86 busybox-static cpio kmod
 BUILT := $(wildcard bpf/*.bpf.c bpf/lib/*.h) agent/kernel/_libbpf_build.py clustermesh/etcd/rpc.proto

@@ -31,6 +31,7 @@ class Column(msgspec.Struct, frozen=True):
 COLUMNS: Final = (
     Column("tunnel", ("--routing=tunnel",)),
     Column("direct", ("--routing=direct",)),
+    Column("WireGuard", ("--encryption=wireguard",)),  # over which either routing goes
 )
 
 

@@ -10,7 +10,7 @@ was found here; the last test fails when the documents say something else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import pytest
@@ -20,7 +20,7 @@ from clustermesh.sandbox.model import Node, Place
 
 from .compatibility import COLUMNS, Column, Findings, documented, write
 from .conftest import NewMesh
-from .mesh import CLI, Mesh
+from .mesh import CLI, Mesh, eventually
 from .reach import seen_by_tcp, seen_by_udp, sent_back
 from .topologies import TOPOLOGIES
 from .topologies.node import make, snapshot
@@ -48,6 +48,10 @@ class Beside:
             make(sandbox, sandbox.cluster(node.cluster), node, self.topology)
         self.before = self.snapshots()
         self.mesh.start(*self._agents)
+        # Nodes that were made anew have new keys: the others' first handshakes may come too early.
+        for here, there in self.ends():
+            namespace, server = sandbox.namespace(here.pods[0]), there.pods[0].addresses.v4
+            eventually("a handshake", partial(seen_by_tcp, namespace, server, patience=1.0))
 
     def uninstall(self) -> None:
         """Stop the agents, and take everything of ours off the nodes."""
@@ -84,7 +88,9 @@ class Beside:
 def mesh_of(new_mesh: NewMesh) -> Callable[[Column], Mesh]:
     """The mesh of a column, which is brought up once."""
     return cache(
-        lambda column: new_mesh(f"beside-{column.name}", "--nodes=1", "--pods=1", *column.flags)
+        lambda column: new_mesh(
+            f"beside-{column.name.lower()}", "--nodes=1", "--pods=1", *column.flags
+        )
     )
 
 

@@ -3,7 +3,8 @@ flannel: pods on the bridge cni0, and masquerading in both directions.
 
 From flannel's pkg/trafficmngr (iptables and nftables) and the bridge plugin that it delegates to.
 What comes from elsewhere to pods of *other* nodes is masqueraded too. That bridged packets are
-shown to iptables is what Kubernetes asks of a node.
+shown to iptables is what Kubernetes asks of a node; that nothing else is forwarded, what Docker
+makes of one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _IPTABLES = """\
 -A FLANNEL-POSTRTG ! -s $cluster -d $cluster -j MASQUERADE --random-fully
 COMMIT
 *filter
+:FORWARD DROP [0:0]
 :FLANNEL-FWD - [0:0]
 -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
 -A FLANNEL-FWD -s $cluster -j ACCEPT
