@@ -78,8 +78,9 @@ def test_a_table_that_another_release_made_is_replaced() -> None:
         sh(f"nft add table inet {NFT_TABLE}")
         chain = "{ type nat hook postrouting priority srcnat - 1 ; }"
         sh(f"nft add chain inet {NFT_TABLE} sources {chain}")
+        assert "srcnat - 1;" in sh(f"nft list table inet {NFT_TABLE}")
         assert await nftables.prepare() == frozenset()
-        assert "priority srcnat - 50" in sh(f"nft list table inet {NFT_TABLE}")
+        assert "srcnat - 1;" not in sh(f"nft list table inet {NFT_TABLE}")
 
     with_nftables(body)
 
