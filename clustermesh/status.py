@@ -76,7 +76,7 @@ class Datapath(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent has put into the kernel."""
 
     mode: str = "none"
-    routing: str = "tunnel"
+    routing: str = ""  # how pods of other clusters are reached; not at all by mode none
     attached: bool = False
     drops: Mapping[str, int] = {}  # packets by reason, since the maps were made
 

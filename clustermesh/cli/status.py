@@ -263,7 +263,8 @@ def facts(said: DaemonStatus) -> Iterator[str]:
     yield f"up {_ago(said.uptime)}"
     if said.datapath:
         yield f"datapath {said.datapath.mode}"
-        yield f"routing {said.datapath.routing}"
+        if said.datapath.routing:
+            yield f"routing {said.datapath.routing}"
     if said.encryption:
         yield f"encryption {said.encryption.type} ({said.encryption.driver})"
     if said.source:

@@ -213,6 +213,10 @@ class Time:
         self.now += seconds
 
 
+def test_an_agent_without_a_datapath_claims_no_routing() -> None:
+    assert list(facts(said(datapath=Datapath()))) == ["version 1", "up 0 s", "datapath none"]
+
+
 def test_waiting_ends_when_all_is_well() -> None:
     time = Time()
     reports = iter([Report({}, ["not yet"]), Report({}, ["nor now"]), Report({}, [])])
