@@ -34,31 +34,25 @@ static __always_inline bool is_from_pod(struct __sk_buff *skb, const struct pack
 	return true;
 }
 
-/* Whether the connection is on the fast path; remembers what has been seen of it. */
-static __always_inline bool is_fast_out(const struct packet *packet, enum medium medium)
+/* Remember what has been seen of a connection by `medium`; whether it is on the fast path. */
+static __always_inline bool is_fast_out(const struct packet *packet, const struct flow_key *key,
+					struct flow_state *known, enum medium medium)
 {
-	struct flow_key key = {
-		.pod_port = packet->source_port,
-		.remote_port = packet->destination_port,
-		.protocol = packet->protocol,
+	struct flow_state fresh = {
+		.medium = medium,
+		.seen_out = 1,
+		.seen_in = packet->is_first, /* as good as: nothing of it has been translated */
 	};
-	struct flow_state *known, fresh = { .medium = medium, .seen_out = 1 };
 
-	__builtin_memcpy(key.pod, packet->source, sizeof(key.pod));
-	__builtin_memcpy(key.remote, packet->destination, sizeof(key.remote));
-	known = bpf_map_lookup_elem(&flows, &key);
-	if (known && !packet->is_first) {
-		if (known->medium != medium)
-			known->medium = medium; /* routes have changed */
-		if (!known->seen_out)
-			known->seen_out = 1;
-		return known->seen_in;
+	if (!known || packet->is_first) {
+		bpf_map_update_elem(&flows, key, &fresh, BPF_ANY);
+		return packet->is_first;
 	}
-	if (packet->protocol == IPPROTO_TCP && !packet->is_first)
-		return false;
-	fresh.seen_in = packet->is_first;
-	bpf_map_update_elem(&flows, &key, &fresh, BPF_ANY);
-	return packet->is_first;
+	if (known->medium != medium)
+		known->medium = medium; /* routes have changed */
+	if (!known->seen_out)
+		known->seen_out = 1;
+	return known->seen_in;
 }
 
 /* Hand it to the neighbour that the route leads to, as the host's stack would. */
@@ -81,19 +75,29 @@ int pod_ingress(struct __sk_buff *skb)
 {
 	struct bpf_fib_lookup fib = {};
 	struct packet packet = {};
+	struct flow_state *known;
 	const enum medium *medium;
+	struct flow_key key;
 	__u32 device;
 	long found;
+	int size;
 
-	if (parse_packet(skb, &packet) < 0 || !is_from_pod(skb, &packet) ||
-	    !is_remote_pod(packet.destination))
+	size = parse_ip(skb, ETH_HLEN, &packet);
+	if (size < 0 || packet.ttl <= 1 || parse_ports(skb, size, &packet) < 0 ||
+	    !is_from_pod(skb, &packet))
+		return PASS;
+	key = flow_out(&packet);
+	known = bpf_map_lookup_elem(&flows, &key);
+	if (!known && packet.protocol == IPPROTO_TCP && !packet.is_first)
+		return PASS; /* the stack has it from before */
+	if (!known && !is_remote_pod(packet.destination))
 		return PASS;
 	found = route(skb, &packet, skb->ifindex, false, &fib);
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return PASS;
 	device = fib.ifindex;
 	medium = bpf_map_lookup_elem(&media, &device);
-	if (!medium || !is_fast_out(&packet, *medium))
+	if (!medium || !is_fast_out(&packet, &key, known, *medium))
 		return PASS;
 	if (decrement_ttl(skb, &packet))
 		return TC_ACT_SHOT; /* no memory */

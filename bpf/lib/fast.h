@@ -22,6 +22,7 @@
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
@@ -37,6 +38,11 @@
 
 #define FAMILY_IP 2 /* AF_INET and AF_INET6, of a header that is not for BPF */
 #define FAMILY_IP6 10
+#define ICMP_HEADER 8 /* of either version, before the packet that an error is about */
+#define ICMP_DEST_UNREACH 3 /* linux/icmp.h and icmpv6.h are not for BPF either */
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+#define ICMPV6_ECHO_REQUEST 128 /* errors are below */
 #define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
 
 /* Leave it to whoever comes next on the device: another's program, then the host's stack. */
@@ -93,40 +99,14 @@ struct packet {
 	__sum16 checksum; /* IPv4 */
 };
 
-static __always_inline int parse_ports(struct __sk_buff *skb, struct packet *packet, __u32 header)
-{
-	struct tcphdr tcp;
-	struct udphdr udp;
-	__u32 size;
-
-	if (packet->protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + header, &tcp, sizeof(tcp)))
-			return -1;
-		packet->source_port = tcp.source;
-		packet->destination_port = tcp.dest;
-		packet->is_first = tcp.syn && !tcp.ack;
-		size = header + tcp.doff * 4;
-	} else if (packet->protocol == IPPROTO_UDP) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + header, &udp, sizeof(udp)))
-			return -1;
-		packet->source_port = udp.source;
-		packet->destination_port = udp.dest;
-		size = header + sizeof(udp);
-	} else {
-		return -1;
-	}
-	packet->length = skb->gso_size ? size + skb->gso_size : skb->len - ETH_HLEN;
-	return 0;
-}
-
-/* Fails for packets that are none of the fast path's. */
-static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *packet)
+/* The IP header at an offset, which has to be without options; its size, or -1. */
+static __always_inline int parse_ip(struct __sk_buff *skb, __u32 at, struct packet *packet)
 {
 	struct ipv6hdr ip6;
 	struct iphdr ip;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
 			return -1;
 		if (ip.ihl != sizeof(ip) / 4 || ip.frag_off & bpf_htons(IP_FRAGMENT))
 			return -1;
@@ -137,20 +117,42 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *pa
 		packet->ttl = ip.ttl;
 		packet->checksum = ip.check;
 		packet->is4 = true;
-		if (ip.ttl <= 1)
-			return -1;
-		return parse_ports(skb, packet, sizeof(ip));
+		return sizeof(ip);
 	}
 	if (skb->protocol != bpf_htons(ETH_P_IPV6) ||
-	    bpf_skb_load_bytes(skb, ETH_HLEN, &ip6, sizeof(ip6)))
+	    bpf_skb_load_bytes(skb, at, &ip6, sizeof(ip6)))
 		return -1;
 	__builtin_memcpy(packet->source, &ip6.saddr, sizeof(ip6.saddr));
 	__builtin_memcpy(packet->destination, &ip6.daddr, sizeof(ip6.daddr));
 	packet->protocol = ip6.nexthdr;
 	packet->ttl = ip6.hop_limit;
-	if (ip6.hop_limit <= 1)
+	return sizeof(ip6);
+}
+
+/* What follows an IP header of `size`; fails for packets that are none of the fast path's. */
+static __always_inline int parse_ports(struct __sk_buff *skb, __u32 size, struct packet *packet)
+{
+	struct tcphdr tcp;
+	struct udphdr udp;
+
+	if (packet->protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + size, &tcp, sizeof(tcp)))
+			return -1;
+		packet->source_port = tcp.source;
+		packet->destination_port = tcp.dest;
+		packet->is_first = tcp.syn && !tcp.ack;
+		size += tcp.doff * 4;
+	} else if (packet->protocol == IPPROTO_UDP) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + size, &udp, sizeof(udp)))
+			return -1;
+		packet->source_port = udp.source;
+		packet->destination_port = udp.dest;
+		size += sizeof(udp);
+	} else {
 		return -1;
-	return parse_ports(skb, packet, sizeof(ip6));
+	}
+	packet->length = skb->gso_size ? size + skb->gso_size : skb->len - ETH_HLEN;
+	return 0;
 }
 
 /* A router's work. */
@@ -255,20 +257,44 @@ static __always_inline bool may_open(struct __sk_buff *skb, const struct packet 
 	       leads_to(route(skb, packet, pod->device, true, &from), &from, skb->ifindex);
 }
 
-/* Whether the connection is on the fast path; remembers what has been seen of it. */
-static __always_inline bool is_fast_in(struct __sk_buff *skb, const struct packet *packet,
-				       const struct pod *pod, enum medium medium)
+static __always_inline struct flow_key flow_in(const struct packet *packet)
 {
 	struct flow_key key = {
 		.pod_port = packet->destination_port,
 		.remote_port = packet->source_port,
 		.protocol = packet->protocol,
 	};
-	struct flow_state *known, fresh = { .medium = medium, .seen_in = 1 };
 
 	__builtin_memcpy(key.pod, packet->destination, sizeof(key.pod));
 	__builtin_memcpy(key.remote, packet->source, sizeof(key.remote));
-	known = bpf_map_lookup_elem(&flows, &key);
+	return key;
+}
+
+static __always_inline struct flow_key flow_out(const struct packet *packet)
+{
+	struct flow_key key = {
+		.pod_port = packet->source_port,
+		.remote_port = packet->destination_port,
+		.protocol = packet->protocol,
+	};
+
+	__builtin_memcpy(key.pod, packet->source, sizeof(key.pod));
+	__builtin_memcpy(key.remote, packet->destination, sizeof(key.remote));
+	return key;
+}
+
+/* Whether the connection is on the fast path; remembers what has been seen of it. */
+static __always_inline bool is_fast_in(struct __sk_buff *skb, const struct packet *packet,
+				       const struct pod *pod, enum medium medium)
+{
+	struct flow_state fresh = {
+		.medium = medium,
+		.seen_in = 1,
+		.seen_out = packet->is_first, /* as good as: nothing of it has been translated */
+	};
+	struct flow_key key = flow_in(packet);
+	struct flow_state *known = bpf_map_lookup_elem(&flows, &key);
+
 	if (known && !packet->is_first) {
 		if (known->medium != medium)
 			return false;
@@ -277,12 +303,47 @@ static __always_inline bool is_fast_in(struct __sk_buff *skb, const struct packe
 		return known->seen_out;
 	}
 	if (packet->protocol == IPPROTO_TCP && !packet->is_first)
-		return false;
+		return false; /* the stack has it from before */
 	if (!may_open(skb, packet, pod, medium))
 		return false;
-	fresh.seen_out = packet->is_first;
 	bpf_map_update_elem(&flows, &key, &fresh, BPF_ANY);
 	return packet->is_first;
+}
+
+static __always_inline bool is_icmp_error(struct __sk_buff *skb, const struct packet *packet,
+					  __u32 size)
+{
+	__u8 type;
+
+	if (packet->protocol != (packet->is4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + size, &type, sizeof(type)))
+		return false;
+	if (!packet->is4)
+		return type < ICMPV6_ECHO_REQUEST;
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||
+	       type == ICMP_PARAMETERPROB;
+}
+
+/* Whether an ICMP message is an error about a connection on the fast path: no rule would know it. */
+static __always_inline bool is_error_about_fast(struct __sk_buff *skb, const struct packet *packet,
+						__u32 size, enum medium medium)
+{
+	__u32 at = ETH_HLEN + size + ICMP_HEADER;
+	const struct flow_state *known;
+	struct packet inner = {};
+	struct flow_key key;
+	__be16 ports[2];
+	int inner_size;
+
+	inner_size = parse_ip(skb, at, &inner);
+	if (inner_size < 0 || !address_equal(inner.source, packet->destination) ||
+	    bpf_skb_load_bytes(skb, at + inner_size, ports, sizeof(ports)))
+		return false;
+	inner.source_port = ports[0];
+	inner.destination_port = ports[1];
+	key = flow_out(&inner);
+	known = bpf_map_lookup_elem(&flows, &key);
+	return known && known->medium == medium && known->seen_out && known->seen_in;
 }
 
 /* Give the pod a packet that has come by `medium`; PASS if it is not for the fast path. */
@@ -290,12 +351,20 @@ static __always_inline int deliver(struct __sk_buff *skb, enum medium medium)
 {
 	struct packet packet = {};
 	const struct pod *pod;
+	int size;
 
-	if (parse_packet(skb, &packet) < 0)
+	size = parse_ip(skb, ETH_HLEN, &packet);
+	if (size < 0 || packet.ttl <= 1)
 		return PASS;
 	pod = pod_lookup(packet.destination);
-	if (!pod || !is_fast_in(skb, &packet, pod, medium))
+	if (!pod)
 		return PASS;
+	if (is_icmp_error(skb, &packet, size)) {
+		if (!is_error_about_fast(skb, &packet, size, medium))
+			return PASS;
+	} else if (parse_ports(skb, size, &packet) < 0 || !is_fast_in(skb, &packet, pod, medium)) {
+		return PASS;
+	}
 	if (decrement_ttl(skb, &packet) || set_macs(skb, pod->mac, pod->gateway))
 		return TC_ACT_SHOT; /* no memory */
 	count_fast(skb, DIRECTION_INGRESS);

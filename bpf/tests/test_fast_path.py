@@ -129,6 +129,16 @@ ROWS = [
         "stack stack 62",
     ),
     Row("another protocol", [], Send(protocol="ICMP"), "stack stack 62"),
+    *(
+        Row(
+            f"an error about a fast connection, {way}",
+            [Send(way)],
+            Send(way, protocol="error", back=True),
+            "stack fast 62",
+        )
+        for way in WAYS
+    ),
+    Row("an error about another", [], Send(protocol="error", back=True), "stack stack 62"),
     Row("a time to live that ends here", [], Send(ttl=1), "stack - -"),
     Row("a time to live that ends there", [], Send(ttl=2), "fast - -"),
     Row("IP options", [], Send(options=b"\x01\x01\x01\x00"), "stack stack 62"),
@@ -274,8 +284,12 @@ def frame(send: Send) -> bytes:
             number, head = 6, struct.pack("!HHIIBBHHH", *ports, 1, 1, 0x50, send.flags, 64, 0, 0)
         case "UDP":
             number, head = 17, struct.pack("!HHHH", *ports, 8 + len(data), 0)
-        case _:
+        case "ICMP":
             number, head = 1, struct.pack("!BBHHH", 8, 0, 0, 1, 1)
+        case _:  # what it is about comes from the other pod
+            about = frame(send._replace(protocol="TCP", back=not send.back))[14:]
+            number, kind = (58, 1) if source.version == 6 else (1, 3)
+            head = struct.pack("!BBHI", kind, 0, 0, 0) + about
     rest = head + data
     if source.version == 6:
         ip = struct.pack("!IHBB", 0x60000000, len(rest), number, send.ttl)
@@ -289,8 +303,7 @@ def frame(send: Send) -> bytes:
         ip = struct.pack("!BBHHHBBH", *parts, 0) + ends4
         ip = struct.pack("!BBHHHBBH", *parts, checksum(ip)) + ends4
     macs = bytes.fromhex((send.mac + POD_MAC).replace(":", ""))
-    kind = struct.pack("!H", 0x86DD if source.version == 6 else 0x0800)
-    return macs + kind + ip + rest
+    return macs + struct.pack("!H", 0x86DD if source.version == 6 else 0x0800) + ip + rest
 
 
 def checksum(header: bytes) -> int:

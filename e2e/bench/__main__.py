@@ -8,11 +8,12 @@ from functools import partial
 from types import ModuleType
 from typing import Final
 
-from . import calls, changes, kubernetes, listing, memory, paths, report, startup
+from . import calls, changes, kubernetes, listing, memory, paths, report, routes, startup
 
 _MEASUREMENTS: Final[dict[str, ModuleType]] = {
     "calls": calls,
     "paths": paths,
+    "routes": routes,
     "listing": listing,
     "changes": changes,
     "kubernetes": kubernetes,

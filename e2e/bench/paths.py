@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,16 @@ from agent.kernel import inspect
 from clustermesh.model import IPAddress
 
 from .bed import Bed, bed, until
-from .measurement import Bars, Measurement, Plot, Say, Table, percentile
+from .measurement import Bars, Goal, Measurement, Plot, Say, Table, percentile
 
 _PATHS: Final = {
     f"{routing}{', fast path' if fast else ''}": (routing, fast)
     for routing in ("tunnel", "direct")
     for fast in (False, True)
 }
+_GOALS: Final = {"tunnel, fast path": (1.10, 0.9), "direct, fast path": (1.05, 0.95)}
+"""Latency at most, and throughput at least, against plain routes."""
+
 _PROTOCOLS: Final = ("TCP", "UDP")
 
 _TEXT: Final = """\
@@ -27,12 +31,13 @@ From a pod to a pod on another node, with the same number of hops: by the plain 
 keeps between the nodes of one cluster, and by the mesh to the node of another cluster. Both take
 turns: message by message for the latency (64 bytes there and back, on one connection), run by run
 for the throughput (iperf3, one TCP stream). All of it is one machine, so throughput is CPU time: a
-tunnel costs what its headers and a smaller MTU (1450) cost.
+tunnel costs what its headers and a smaller MTU (1450) cost. With a fast path (`--fast-path on`)
+connections go past the host's stack: see [the data path](datapath.md).
 """
 
 
 def measure(say: Say, *, quick: bool) -> Measurement:
-    """One sandbox for each routing; each has plain routes to compare with."""
+    """One sandbox for each path; each has plain routes to compare with."""
     messages, runs, seconds = (500, 1, 1) if quick else (10_000, 5, 2)
     latency: dict[str, dict[str, dict[str, list[int]]]] = {}
     bandwidth: dict[str, dict[str, list[float]]] = {}
@@ -57,7 +62,7 @@ def measure(say: Say, *, quick: bool) -> Measurement:
     return Measurement(
         title="Between clusters, against plain routes",
         text=_TEXT + f"\n{messages:,} messages; {runs} runs of {seconds} s, of which the median.",
-        goals=(),
+        goals=list(_goals(latency, bandwidth)),
         tables=[
             Table(
                 ["latency, µs", "plain p50 / p99", "mesh p50 / p99", "mesh ÷ plain, p50"],
@@ -85,6 +90,17 @@ def measure(say: Say, *, quick: bool) -> Measurement:
         ],
         plots=_plots(latency, bandwidth),
     )
+
+
+def _goals(
+    latency: dict[str, dict[str, dict[str, list[int]]]],
+    bandwidth: dict[str, dict[str, list[float]]],
+) -> Iterator[Goal]:
+    """Of the fast path; that throughput should not be less is told by its inverse."""
+    for path, (slower, lower) in _GOALS.items():
+        yield Goal(f"{path}: latency, TCP", _latency_ratio(latency[path]["TCP"]), slower, "x")
+        inverse = 1 / _rate_ratio(bandwidth[path])
+        yield Goal(f"{path}: plain throughput", inverse, round(1 / lower, 2), "x")
 
 
 def _plots(
