@@ -115,6 +115,10 @@ class Encryption:
         )
         return cls(settings, read, derived, own, target=target, driver=driver, keys=keys)
 
+    def close(self) -> None:
+        """Let go. Devices and peers stay as they are."""
+        self._driver.close()
+
     def underlay(self, mtu: int) -> None:
         """The MTU of the device towards other nodes, which is found out again and again."""
         reached = [peer.endpoint.ip for _, peer, _ in self.peers()]

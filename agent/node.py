@@ -192,6 +192,7 @@ class BpfNode:
             self.encryption = await Encryption.open(
                 settings, self._read, derived, self._own, self._netlink
             )
+            self._open.callback(self.encryption.close)
             self._reconcilers["peers"] = self.encryption.reconciler
         return self
 

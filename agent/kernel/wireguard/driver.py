@@ -43,12 +43,15 @@ class Driver(Protocol):
     """
     WireGuard in the network namespace of the thread that made this.
 
-    Whatever fails is an OSError. Devices outlive the driver.
+    Whatever fails is an OSError.
     """
 
     @property
     def name(self) -> str:
         """What `status` calls it."""
+
+    def close(self) -> None:
+        """Let go of what is open here; devices stay."""
 
     async def create(self, device: str) -> None:
         """Have a device of this name, down and without a key if it was not there."""

@@ -46,6 +46,10 @@ class KernelWireGuard:
         )
         self._socket.bind((0, 0))
 
+    def close(self) -> None:
+        """See Driver."""
+        self._socket.close()
+
     async def create(self, device: str) -> None:
         """See Driver. Raises OSError: EOPNOTSUPP where the kernel has no WireGuard."""
         try:
@@ -80,10 +84,6 @@ class KernelWireGuard:
             except OSError as error:
                 failed |= dict.fromkeys(keys, error)
         return failed
-
-    def close(self) -> None:
-        """Close the socket; devices stay."""
-        self._socket.close()
 
     async def _find_family(self) -> int:
         if self._family is None:

@@ -52,6 +52,9 @@ class Userspace:
         """
         self._sockets = sockets
 
+    def close(self) -> None:
+        """See Driver: nothing is kept open."""
+
     async def create(self, device: str) -> None:
         """See Driver."""
         if self._answers(device):
