@@ -21,7 +21,6 @@ from .conftest import NewMesh
 from .mesh import Calls, Mesh, Ping, cli, eventually, service
 
 CLIENT = "cluster1/node1/pod1"
-pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,7 @@ def nothing_is_lost_or_seen(mesh: Mesh) -> Iterator[None]:
     assert capture.seen["wireguard"] > 200
 
 
+@pytest.mark.vm
 def test_every_pod_reaches_every_pod_of_the_other_cluster(mesh: Mesh) -> None:
     with Capture(mesh) as capture:
         for client, server in itertools.permutations(mesh.nodes, 2):
@@ -78,6 +78,7 @@ def test_the_capture_sees_what_is_not_encrypted(new_mesh: NewMesh, routing: str,
     assert capture.seen["wireguard"] == 0
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("family", [4, 6])
 def test_packets_of_any_size_arrive(mesh: Mesh, family: int) -> None:
     server = mesh.world.sandbox.cluster("cluster2").nodes[1].pods[0]

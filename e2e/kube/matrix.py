@@ -147,6 +147,14 @@ MATRIX: Final[Mapping[str, dict[str, Any]]] = {
     "nothing optional": _apiserver(
         podDisruptionBudget={"enabled": False}, networkPolicy={"enabled": False}
     ),
+    "encrypted": with_values(
+        {
+            "encryption": {
+                "enabled": True,
+                "wireguard": {"port": 51900, "persistentKeepalive": 25, "keyAge": 720},
+            }
+        }
+    ),
     "no datapath": with_values({"agent": {"datapath": "none"}}),
     "everything of pods": with_values(
         {

@@ -92,7 +92,7 @@ def test_no_setting_is_left_out_by_mistake(kube_programs: Path) -> None:
     given = {name: set(yaml.safe_load(config[f"{name}.yaml"])) for name in ("apiserver", "agent")}
     given["apiserver"] |= {"listen"}  # flags
     given["agent"] |= {"listen", "node-name"}
-    outside_of_a_pod = {"kubeconfig", "context", "mesh-node-dir"}
+    outside_of_a_pod = {"kubeconfig", "context", "mesh-node-dir", "encryption-sockets"}
     for name, kind in (("apiserver", ApiserverSettings), ("agent", AgentSettings)):
         known = {field.replace("_", "-") for field in kind.__dataclass_fields__}
         assert given[name] == known - outside_of_a_pod

@@ -121,6 +121,12 @@ tunnel-port: {{ int $agent.tunnelPort }}
 probe-port: {{ int $agent.probePort }}
 mtu: {{ int $agent.MTU }}
 fast-path: {{ $agent.fastPath | quote }}
+{{- with .Values.encryption }}
+encryption: {{ ternary .type "none" .enabled }}
+encryption-port: {{ int .wireguard.port }}
+encryption-keepalive: {{ int .wireguard.persistentKeepalive }}
+encryption-key-age: {{ .wireguard.keyAge }}
+{{- end }}
 {{- end -}}
 
 {{/*

@@ -83,6 +83,10 @@ that one could rely on, so those that a mistake would make stumble include it th
   {{- end -}}
 {{- end -}}
 
+{{- if and .Values.encryption.enabled (eq .Values.agent.datapath "none") -}}
+  {{- fail "\n\nencryption.enabled needs a datapath that can encrypt: leave agent.datapath at bpf" -}}
+{{- end -}}
+
 {{- if and .Values.agent.metrics.serviceMonitor.enabled (not .Values.agent.metrics.enabled) -}}
   {{- fail "\n\nagents answer on loopback only, where Prometheus cannot scrape them: add --set agent.metrics.enabled=true" -}}
 {{- end -}}

@@ -73,6 +73,7 @@ class Release:
                 "routing": self._sandbox.routing,
                 "extraArgs": [f"--{setting}" for setting in self._sandbox.agent],
             },
+            "encryption": {"enabled": self._sandbox.encryption != "none"},
             "tls": {"ca": ca},
             "clustermesh": {
                 "apiserver": {
@@ -114,6 +115,8 @@ class Release:
         """The command line of a container of the pod at a place."""
         logins = {"apiserver": self._plane.account, "agent": self._login(place)}
         more = [f"--kubeconfig={logins[container]}"] if container in logins else []
+        if isinstance(place, Node):
+            more.append(f"--encryption-sockets={self._sandbox.sockets(place)}")
         return self._containers(place).command(container, *more, **_fields(place))
 
     def environment(self, place: Control | Node, container: str) -> Mapping[str, str]:
