@@ -26,12 +26,13 @@ class Column(msgspec.Struct, frozen=True):
 
     name: str
     flags: tuple[str, ...]  # of `clustermesh sandbox up`
+    mtu: int  # of what is inside, where packets of 1500 bytes fit between nodes
 
 
 COLUMNS: Final = (
-    Column("tunnel", ("--routing=tunnel",)),
-    Column("direct", ("--routing=direct",)),
-    Column("WireGuard", ("--encryption=wireguard",)),  # over which either routing goes
+    Column("tunnel", ("--routing=tunnel",), 1450),
+    Column("direct", ("--routing=direct",), 1500),
+    Column("WireGuard", ("--encryption=wireguard",), 1440),  # over which either routing goes
 )
 
 

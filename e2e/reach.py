@@ -7,9 +7,11 @@ node's cgroups: no program of ours is attached to them.
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,6 +24,18 @@ T = TypeVar("T")
 _PORT: Final = 8080
 _STREAM: Final = 8081
 _PATIENCE: Final = 5.0  # seconds
+
+_WIDE: Final = 1500
+FULL: Final = {4: 1472, 6: 1452}
+"""Bytes of a UDP datagram that fill a packet of 1500, which no tunnel has room for."""
+
+# linux/in.h, linux/in6.h: level, IP_MTU_DISCOVER, IP_MTU, and what tells to send no fragments
+_OPTIONS: Final = {
+    4: (socket.IPPROTO_IP, 10, 14, socket.AF_INET),
+    6: (socket.IPPROTO_IPV6, 23, 24, socket.AF_INET6),
+}
+_DO: Final = 2
+
 _TRIES: Final = 8
 """Datagrams of a size: the first that is too large is lost, and answered with what would fit."""
 
@@ -55,6 +69,27 @@ def seen_by_udp(namespace: Path, server: IPAddress, size: int) -> str:
                 except (TimeoutError, OSError):  # EMSGSIZE tells what the node has answered
                     continue
         raise TimeoutError(f"no answer to {_TRIES} datagrams of {size} bytes")
+
+    return _asked(namespace, body)
+
+
+def told_mtu(namespace: Path, server: IPAddress) -> int:
+    """The largest packet that a UDP socket may send, as it is told when it sends full ones."""
+
+    def body() -> int:
+        level, discover, mtu, family = _OPTIONS[server.version]
+        with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
+            datagrams.setsockopt(level, discover, _DO)
+            datagrams.connect((str(server), _PORT))
+            for _ in range(_TRIES):
+                room = datagrams.getsockopt(level, mtu)
+                try:
+                    datagrams.send(bytes(room - _WIDE + FULL[server.version]))
+                except OSError as error:  # the answer to the last one
+                    if error.errno != errno.EMSGSIZE:
+                        raise
+                time.sleep(_PATIENCE / 500)
+            return datagrams.getsockopt(level, mtu)
 
     return _asked(namespace, body)
 

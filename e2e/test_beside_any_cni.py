@@ -21,13 +21,10 @@ from clustermesh.sandbox.model import Node, Place
 from .compatibility import COLUMNS, Column, Findings, documented, write
 from .conftest import NewMesh
 from .mesh import CLI, Mesh, eventually
-from .reach import seen_by_tcp, seen_by_udp, sent_back
+from .reach import FULL, seen_by_tcp, seen_by_udp, sent_back, told_mtu
 from .topologies import TOPOLOGIES
 from .topologies.node import make, snapshot
 from .topologies.topology import Layout, Topology
-
-FULL = {4: 1472, 6: 1452}
-"""Bytes of a UDP datagram that fill a packet of 1500, which no tunnel has room for."""
 
 
 class Beside:
@@ -128,6 +125,7 @@ def test_packets_of_every_size_arrive(beside: Beside, family: int, findings: Fin
                 namespace = beside.mesh.world.sandbox.namespace(client)
                 for size in (1200, FULL[family], 9000):
                     seen_by_udp(namespace, server, size)
+                assert told_mtu(namespace, server) == beside.column.mtu
                 assert sent_back(namespace, server, 1 << 20) == 1 << 20
 
 

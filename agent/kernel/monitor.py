@@ -56,6 +56,7 @@ class LinkChange(msgspec.Struct, frozen=True, gc=False):
     name: str
     index: int
     is_up: bool
+    mtu: int
 
 
 class RuleDeleted(msgspec.Struct, frozen=True, gc=False):
@@ -125,7 +126,7 @@ def _parse(data: bytes) -> list[Change]:
         elif message.type in {RTM_NEWLINK, RTM_DELLINK}:
             link = parse_link(message.payload)
             is_up = message.type == RTM_NEWLINK and bool(link.flags & _IFF_UP)
-            found.append(LinkChange(link.name, link.index, is_up))
+            found.append(LinkChange(link.name, link.index, is_up, link.mtu))
         elif message.type == RTM_DELRULE and parse_rule_table(message.payload) == TABLE:
             found.append(RuleDeleted())
     return found

@@ -43,7 +43,7 @@ _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_TABLE, _RTA_VIA = 8, 15, 18
 _RTAX_MTU = 2
-_IFLA_IFNAME = 3
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
 _FRA_TABLE = 15
 
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
@@ -94,6 +94,7 @@ class ParsedLink(msgspec.Struct, frozen=True, gc=False):
     index: int
     name: str
     flags: int
+    mtu: int
 
 
 def pack_put(prefix: IPNetwork, route: KernelRoute, device: int, sequence: int) -> bytes:
@@ -191,8 +192,9 @@ def parse_route(payload: memoryview) -> ParsedRoute | None:
 def parse_link(payload: memoryview) -> ParsedLink:
     """A device, in a notification."""
     _, _, _, index, flags, _ = _LINK.unpack_from(payload)
-    name = bytes(attributes(payload[_LINK.size :])[_IFLA_IFNAME]).rstrip(b"\0").decode()
-    return ParsedLink(index, name, flags)
+    found = attributes(payload[_LINK.size :])
+    name = bytes(found[_IFLA_IFNAME]).rstrip(b"\0").decode()
+    return ParsedLink(index, name, flags, _number(found.get(_IFLA_MTU)) or 0)
 
 
 def parse_rule_table(payload: memoryview) -> int | None:

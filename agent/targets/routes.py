@@ -79,6 +79,7 @@ class RouteTarget:
         self._heard: list[Change] = []  # while preparing
         self._devices = {tunnel.device}
         self._up: dict[str, int] = {}  # index of the devices that were up at the last comparison
+        self._mtus: dict[int, int] = {}  # of all devices at the last comparison, by index
 
     async def actual(self) -> Mapping[IPNetwork, KernelRoute]:
         """The routes of ours that are there. Has the device made ready first."""
@@ -99,7 +100,8 @@ class RouteTarget:
 
     async def drift(self) -> AsyncIterator[Collection[IPNetwork] | None]:
         """
-        Prefixes that somebody else changed; None when the rule or a device of ours came or went.
+        Prefixes that somebody else changed; None when the rule or a device of ours came or went, or
+        when any device has another MTU, which might be the one that ours follow.
 
         The kernel takes the routes of a device that goes down along without a word.
         """
@@ -120,14 +122,18 @@ class RouteTarget:
         self._heard += self._netlink.monitor.drain()
         links = [link async for link in await self._netlink.ip.get_links()]
         self._up = {link.get("ifname"): link["index"] for link in links if link["state"] == "up"}
-        return not any(self._is_undone(change) for change in self._heard)
+        is_undone = any(self._is_undone(change) for change in self._heard)
+        self._mtus = {link["index"]: link.get("mtu") for link in links}
+        return not is_undone
 
     def _is_undone(self, change: Change) -> bool:
         match change:
             case Overrun() | RuleDeleted():
                 return True
-            case LinkChange(name, _, is_up) if name in self._devices:
-                return not is_up and name not in self._up  # a device that is made starts down
+            case LinkChange(name, _, is_up) if name in self._devices and not is_up:
+                return name not in self._up  # a device that is made starts down
+            case LinkChange():
+                return self._has_other_mtu(change)
             case _:
                 return False
 
@@ -136,6 +142,12 @@ class RouteTarget:
             case Overrun() | RuleDeleted():
                 return True
             case LinkChange(name, index, is_up) if name in self._devices:
-                return is_up != (self._up.get(name) == index)
+                came_or_went = is_up != (self._up.get(name) == index)
+                return came_or_went or self._has_other_mtu(change)
+            case LinkChange():
+                return self._has_other_mtu(change)
             case _:
                 return False
+
+    def _has_other_mtu(self, link: LinkChange) -> bool:
+        return self._mtus.get(link.index, link.mtu) != link.mtu

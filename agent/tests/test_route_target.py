@@ -244,3 +244,19 @@ def test_own_writes_and_other_tables_are_not_drift() -> None:
         assert heard == [{ip_network("10.99.0.0/24")}]
 
     in_namespace(body)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_another_mtu_of_the_underlay_is_looked_at_at_once() -> None:
+    async def body(keeper: Kept) -> None:
+        sh("ip link set eth0 mtu 1400")
+        async with asyncio.timeout(WITHIN):
+            while keeper.comparisons < 2:  # noqa: ASYNC110 - kernel state: polled
+                await asyncio.sleep(0.01)
+        sh("ip link set eth0 txqueuelen 500")  # is told as well, and is nothing to us
+        sh("ip route del 10.2.1.0/24 table 1995")
+        await keeper.put_back()
+        assert keeper.comparisons == 2
+
+    kept(body)
