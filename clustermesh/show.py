@@ -23,6 +23,10 @@ COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "endpoints": ("address", "cluster", "pod", "identity", "node_ip"),
     "ipcache": ("prefix", "cluster_id", "identity", "node_ip"),
     "cidrs": ("cidr", "cluster", "node", "kind"),
+    "connectivity": (
+        *("from", "to", "ip", "address", "state"),
+        *("loss", "round_trip", "mtu", "note"),
+    ),
     "paths": (
         *("cluster", "node", "ip", "address", "state"),
         *("loss", "round_trip", "mtu", "age", "note"),

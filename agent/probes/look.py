@@ -85,13 +85,15 @@ class _Looking:
             source=self._prober.source,
             node_ip=self._path.node_ip,
             carrier=self._here.carrier(self._key),
+            lookup=await self._here.lookup(self._prober.source, self._address),
         )
         question, small = await self._ask_patiently(self._small)
         if not self._arrived(small):
             found = cause(await self._investigate(observed, question, small))
             return Look(self._asked, self._answered, cause=found)
         seen = small.answer.seen if small.answer else str(self._prober.source)
-        observed = replace(observed, is_answered=True, seen=seen)
+        said = word(small.answer) if small.answer else Word()
+        observed = replace(observed, is_answered=True, seen=seen, word=said)
         observed = await self._try_large(observed)
         return Look(
             self._asked,
@@ -136,7 +138,6 @@ class _Looking:
             seen=direct.answer.about_seen if direct.answer else "",
             error=reply.error,
             reporter=str(reply.reporter or ""),
-            lookup=await here.lookup(self._prober.source, self._address),
             is_node_answering=direct.answer is not None,
             is_node_refusing=node_ip is not None and direct.is_refused_by(node_ip),
             is_heard=heard is not None,

@@ -80,6 +80,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     source: IPAddress  # ours
     node_ip: IPAddress | None
     carrier: Carrier
+    lookup: Lookup = Lookup()
     # Small packets
     is_answered: bool = False
     seen: str = ""  # the source address that the other end saw, if one arrived
@@ -91,7 +92,6 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     passing: int = 0  # bytes of the largest that was answered
     is_outward: bool = True  # they are lost on the way there; False: on the way back
     # Looked for when something is lost
-    lookup: Lookup | None = None
     is_node_answering: bool = False  # the node itself, at node_ip
     is_node_refusing: bool = False  # the node is there; its agent does not run
     is_heard: bool = False  # what the node sends does reach us
@@ -114,6 +114,10 @@ def cause(seen: Observed) -> Cause | None:
     """What is wrong with the way; None: nothing."""
     if not seen.is_answered:
         return _lost(seen)
+    if no_route := _no_route(seen):  # what answers may be the node, and not by way of its pods
+        return no_route
+    if seen.word.verdict == Verdict.NO_ROUTE:
+        return _no_way_back()
     if seen.seen != str(seen.source):
         return _masqueraded(seen)
     if seen.size and not seen.is_large_answered:
@@ -147,8 +151,6 @@ def _lost(seen: Observed) -> Cause:
 
 
 def _no_route(seen: Observed) -> Cause | None:
-    if seen.lookup is None:
-        return None
     if seen.lookup.error:
         why = _ROUTE_ERRORS.get(seen.lookup.error) or os.strerror(seen.lookup.error)
         return Cause(Verdict.NO_ROUTE, f"this node has no route to {seen.address}: {why}")

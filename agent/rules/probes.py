@@ -87,25 +87,24 @@ def _probes(
         if not is_sampled:
             yield version, Probe(unprobed=f"not among the {SAMPLE} of this node", is_sampled=False)
             continue
-        refusals = [
-            f"{c} is refused: {claim.refused}" for c, claim in found.items() if claim.refused
-        ]
+        refusals = {
+            c: f"{c} is refused: {why}" for c, claim in found.items() if (why := _why(claim))
+        }
         address = next((ip for ip in node.health_ips if ip.version == version), None)
-        holder = next((c for cidr, c in found.items() if address and address in cidr), None)
-        if holder is None and refusals:
-            yield version, Probe(refused=refusals[0])
+        holder = next((cidr for cidr in found if address and address in cidr), None)
+        if refusals and (holder is None or holder in refusals):
+            yield version, Probe(refused=refusals[holder or next(iter(refusals))])
         elif address is None:
             yield version, Probe(unprobed="it publishes no address in its pod CIDRs")
         elif holder is None:
             yield version, Probe(unprobed=f"its {address} is not in its pod CIDRs")
-        elif _refused(holder):
-            yield version, Probe(refused=refusals[0])
         else:
-            ips = sorted(holder.node_ips, key=lambda ip: ip.version != version)
+            ips = sorted(found[holder].node_ips, key=lambda ip: ip.version != version)
             yield version, Probe(address, next(iter(ips), None), node.wireguard_public_key)
 
 
-def _refused(claim: Cidr) -> str:
+def _why(claim: Cidr) -> str:
+    """Why nothing goes to these addresses; empty if it does."""
     return claim.refused or claim.closed
 
 

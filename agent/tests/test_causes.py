@@ -70,6 +70,17 @@ def test_a_route_that_is_missing_here_comes_before_all_else(lookup: Lookup, said
     )
 
 
+def test_a_way_that_is_not_ours_is_none_even_if_somebody_answers() -> None:
+    """A node answers for all of its addresses on its segment: its pods need not be reached."""
+    answered = {"is_answered": True, "seen": "10.1.0.1", "size": 1450, "is_large_answered": True}
+    assert told(**answered, lookup=Lookup("eth0", is_ours=False)).startswith(
+        "no route: this node sends what is for 10.2.0.1 to eth0, and not by our route"
+    )
+    assert told(**answered, word=Word(verdict=Verdict.NO_ROUTE)).startswith(
+        "no route: it has no route back to this node"
+    )
+
+
 def test_a_network_that_routes_pods_itself_needs_no_route_of_ours() -> None:
     native = {"carrier": Carrier(Way.NETWORK), "lookup": Lookup("eth0", is_ours=False)}
     assert told(**native, is_node_answering=True).startswith(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from agent.rows import Cidr
 from agent.rules.cidrs import CidrKey
 from agent.rules.probes import probes
@@ -26,11 +28,18 @@ def node(
 OWN = node(EAST, "10.1.0.0/24", "fd00:1::/64")
 
 
-def shown(*others: Node, own: Node = OWN, refused: str = "", sample: int = 1000) -> str:
+def shown(
+    *others: Node, own: Node = OWN, refused: str = "", closed: str = "", sample: int = 1000
+) -> str:
     """The ways to all nodes, as a person would print them."""
     claims = {
         CidrKey(cidr, n.cluster, n.name): Cidr(
-            n.cluster, n.cluster_id, n.name, (ip_address("192.0.2.2"),), refused=refused
+            n.cluster,
+            n.cluster_id,
+            n.name,
+            (ip_address("192.0.2.2"),),
+            refused=refused,
+            closed=closed,
         )
         for n in (own, *others)
         for cidr in n.pod_cidrs
@@ -68,10 +77,12 @@ def test_what_is_not_probed_says_why() -> None:
     )
 
 
-def test_a_refused_cidr_is_a_way_that_fails() -> None:
-    assert shown(node(WEST, "10.2.0.0/24", health=("10.2.0.1",)), refused="overlaps it") == (
-        "west/node1 over IPv4: 10.2.0.0/24 is refused: overlaps it"
-    )
+@pytest.mark.parametrize("health", [(), ("10.2.0.1",), ("10.9.0.1",)])
+def test_a_cidr_that_nothing_may_be_sent_to_is_a_way_that_fails(health: tuple[str, ...]) -> None:
+    west = node(WEST, "10.2.0.0/24", health=health)
+    said = "west/node1 over IPv4: 10.2.0.0/24 is refused: overlaps it"
+    assert shown(west, refused="overlaps it") == said
+    assert shown(west, closed="overlaps it") == said
 
 
 def test_of_too_many_nodes_each_node_probes_a_sample_of_its_own() -> None:

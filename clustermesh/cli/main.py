@@ -50,6 +50,11 @@ app.command(
     help="Sum up clusters, or the daemons on this machine, and say what is wrong.",
 )
 app.command(
+    "clustermesh.cli.connectivity:app",
+    name="connectivity",
+    help="Test whether packets get from cluster to cluster.",
+)
+app.command(
     "clustermesh.cli.contexts.troubleshoot:troubleshoot",
     name="troubleshoot",
     help="Find out, step by step, why a cluster does not reach its peers.",

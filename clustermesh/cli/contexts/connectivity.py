@@ -1,0 +1,84 @@
+"""`clustermesh connectivity test --context …`: every way from every node of whole clusters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from clustermesh.cli.connectivity import Tested, given_up
+from clustermesh.errors import UserError
+from clustermesh.kube import Kube, KubeError
+from clustermesh.status import TABLE_REPLY
+
+from .connect import opened
+from .installation import find_apiserver
+from .options import run
+from .pods import Pod, find_pods, table_of
+
+_AT_ONCE: Final = 16  # as in pods.py
+_POLL: Final = 2.0  # seconds: asking takes a process in each agent's container
+
+
+def test_clusters(
+    contexts: Sequence[str], *, namespace: str | None, kubeconfig: Path | None, timeout: float
+) -> list[Tested]:
+    """
+    The ways from every node, once each has been looked at since this was called.
+
+    Args:
+        timeout: seconds to wait for that.
+    """
+    return run(_test(contexts, namespace, kubeconfig, timeout))
+
+
+async def _test(
+    contexts: Sequence[str], namespace: str | None, kubeconfig: Path | None, timeout: float
+) -> list[Tested]:
+    async with opened(kubeconfig, contexts) as kubes:
+        found = await asyncio.gather(
+            *(_agents(kube, context, namespace) for context, kube in kubes.items())
+        )
+        turns = asyncio.Semaphore(_AT_ONCE)
+        until = time.monotonic() + timeout
+        tests = [
+            _wait(kubes[context], context, pod, turns, until)
+            for context, pods in zip(kubes, found, strict=True)
+            for pod in pods
+        ]
+        return await asyncio.gather(*tests)
+
+
+async def _agents(kube: Kube, context: str, namespace: str | None) -> list[Pod]:
+    """Raises UserError: nothing is installed there."""
+    deployment = await find_apiserver(kube, context, namespace)
+    return await find_pods(kube, deployment.metadata.namespace, "agent")
+
+
+async def _wait(
+    kube: Kube, context: str, pod: Pod, turns: asyncio.Semaphore, until: float
+) -> Tested:
+    began = time.monotonic()
+    while True:
+        async with turns:
+            tested = await _ask(kube, f"{context}/{pod.spec.node_name}", pod)
+        waited = time.monotonic() - began
+        if tested.is_fresh(waited):
+            return tested
+        if time.monotonic() > until:
+            return given_up(tested, waited)
+        await asyncio.sleep(_POLL)
+
+
+async def _ask(kube: Kube, source: str, pod: Pod) -> Tested:
+    if pod.obstacle:
+        return Tested(source, failure=pod.obstacle)
+    try:
+        reply = TABLE_REPLY.decode(await table_of(kube, pod, "agent", "paths"))
+    except (KubeError, UserError, msgspec.DecodeError) as error:
+        return Tested(source, failure=str(error))
+    return Tested(source, reply.rows)
