@@ -41,11 +41,13 @@ def status(
     if context:
         from .contexts.encryption import statuses_of  # noqa: PLC0415 - takes long to import
 
-        said = statuses_of(context, namespace=namespace, kubeconfig=kubeconfig)
+        said, failures = statuses_of(context, namespace=namespace, kubeconfig=kubeconfig)
     else:
-        said = [_ask(agent)]
+        said, failures = [_ask(agent)], []
     _print(said)
-    return 0 if all(one.encryption for one in said) else 1
+    for line in failures:
+        print(line)
+    return 0 if not failures and all(one.encryption for one in said) else 1
 
 
 @app.command

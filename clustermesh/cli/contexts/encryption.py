@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from clustermesh.errors import UserError
 from clustermesh.kube import Kube
 from clustermesh.status import DaemonStatus
 
@@ -18,23 +17,19 @@ from .pods import Pod, ask_all, find_pods
 
 def statuses_of(
     contexts: Sequence[str], *, namespace: str | None, kubeconfig: Path | None
-) -> list[DaemonStatus]:
-    """
-    What every agent of the clusters says.
+) -> tuple[list[DaemonStatus], list[str]]:
+    """What every agent of the clusters says, and why some say nothing."""
 
-    Raises:
-        UserError: one does not answer.
-    """
-
-    async def work() -> list[DaemonStatus]:
+    async def work() -> tuple[list[DaemonStatus], list[str]]:
+        said, failures = [], []
         async with opened(kubeconfig, contexts) as kubes:
-            found = []
             for context, kube in kubes.items():
                 for answer in await ask_all(kube, await _agents(kube, context, namespace), "agent"):
                     if answer.status is None:
-                        raise UserError(f"{context}: {answer.pod.spec.node_name}: {answer.failure}")
-                    found.append(answer.status)
-            return found
+                        failures.append(f"{context}: {answer.pod.spec.node_name}: {answer.failure}")
+                    else:
+                        said.append(answer.status)
+        return said, failures
 
     return run(work())
 
