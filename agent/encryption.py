@@ -157,7 +157,7 @@ class Encryption:
 
     def peers(self) -> Iterator[tuple[PeerKey, Peer, PeerState | None]]:
         """Every peer, as it should be and as it was seen last."""
-        for key in self._derived.peers.keys():
+        for key in tuple(self._derived.peers.keys()):
             peer = self._derived.peers.first(key)
             if peer is not None:
                 yield key, peer, self.seen(key)

@@ -34,6 +34,7 @@ from clustermesh.status import Cluster, RemoteState, RowFailure
 from . import show
 from .cache import Cache
 from .cluster import ClusterReader
+from .encryption_metrics import EncryptionMetrics
 from .kernel.wireguard.driver import PeerState
 from .meshnode import keep_mesh_node
 from .node import BpfNode, Kernel, NoKernel
@@ -257,6 +258,7 @@ def _show(
     daemon.add_status("datapath", node.status)
     if node.encryption is not None:
         daemon.add_status("encryption", node.encryption.status)
+        daemon.metrics.register(EncryptionMetrics(node.encryption.status))
     daemon.add_status("home", home.status)
     daemon.add_remotes(remotes.status)
     daemon.add_status("refused", refused)
