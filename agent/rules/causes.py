@@ -23,6 +23,7 @@ class Verdict(enum.StrEnum):
     WELL = "well"
     REFUSED = "refused"  # one of the two uses addresses that are not its own
     NO_ROUTE = "no route"
+    NO_WAY_BACK = "no route back"  # the other end says `no route`: not to be told it as its own
     KEY = "key mismatch"
     MASQUERADED = "masqueraded"
     RP_FILTER = "rp_filter"
@@ -209,7 +210,7 @@ def _answers_lost(seen: Observed) -> Cause:
 
 
 def _no_way_back() -> Cause:
-    return Cause(Verdict.NO_ROUTE, "it has no route back to this node: see its status")
+    return Cause(Verdict.NO_WAY_BACK, "it has no route back to this node: see its status")
 
 
 def _blocked(seen: Observed, direction: str, more: str = "") -> Cause:

@@ -77,7 +77,7 @@ def test_a_way_that_is_not_ours_is_none_even_if_somebody_answers() -> None:
         "no route: this node sends what is for 10.2.0.1 to eth0, and not by our route"
     )
     assert told(**answered, word=Word(verdict=Verdict.NO_ROUTE)).startswith(
-        "no route: it has no route back to this node"
+        "no route back: it has no route back to this node"
     )
 
 
@@ -95,7 +95,7 @@ def test_a_network_that_routes_pods_itself_needs_no_route_of_ours() -> None:
         ({"carrier": WIREGUARD}, "blocked: UDP port 51871 (WireGuard) is blocked on the way to"),
         ({"carrier": Carrier(Way.NEXT_HOP)}, "blocked: the network does not carry packets between"),
         ({"word": Word(rp_filtered=3)}, "rp_filter: it drops what we send"),
-        ({"word": Word(rp_filtered=3, verdict=Verdict.NO_ROUTE)}, "no route: it has no route back"),
+        ({"word": Word(rp_filtered=3, verdict=Verdict.NO_ROUTE)}, "no route back: it has no route"),
         (
             {"word": Word(dropped={"SPOOFED_SOURCE": 2, "NO_TUNNEL": 1})},
             "dropped: it drops what we send as SPOOFED_SOURCE:",
@@ -135,7 +135,7 @@ def test_a_node_that_lives_and_does_not_receive_what_we_send(
         ),
         (
             {"seen": "10.1.0.1", "word": Word(verdict=Verdict.NO_ROUTE)},
-            "no route: it has no route back to this node",
+            "no route back: it has no route back to this node",
         ),
     ],
 )
@@ -157,3 +157,11 @@ def test_a_node_that_receives_us_and_whose_answers_are_lost(
 )
 def test_a_node_that_does_not_answer_at_all(observed: dict[str, Any], said: str) -> None:
     assert told(**observed).startswith(said)
+
+
+def test_what_one_end_says_of_the_other_does_not_come_back_as_its_own() -> None:
+    """Else each would go on saying so because the other does."""
+    echoed = Word(verdict=Verdict.NO_WAY_BACK)
+    answered = {"is_answered": True, "seen": "10.1.0.1", "size": 1450, "is_large_answered": True}
+    assert told(**answered, word=echoed) == "well"
+    assert told(is_node_answering=True, word=echoed).startswith("blocked: ")
