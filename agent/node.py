@@ -164,6 +164,7 @@ class BpfNode:
         self._reserve(await self._netlink.addresses())
         # Maps that are in use are left as they are for longer, while a cluster is yet to be read.
         grace = _GRACE if self._datapath.adopted else _GRACE_WHEN_EMPTY
+        sources = SourceTarget(Nftables())
         self._reconcilers = {
             "frontends": Reconciler(
                 derived.frontends,
@@ -176,13 +177,11 @@ class BpfNode:
             ),
             "routes": Reconciler(
                 derived.routes,
-                RouteTarget(self._netlink, self._settings.tunnel, self._prepare),
+                RouteTarget(self._netlink, self._settings.tunnel, self._prepare, sources.wait_for),
                 self._kernel_route,
             ),
         }
-        self._sources = Reconciler(
-            derived.routes, SourceTarget(Nftables()), _kept, grace=grace, retry_min=1.0
-        )
+        self._sources = Reconciler(derived.routes, sources, _kept, grace=grace, retry_min=1.0)
         if self._datapath.fast:
             target = PodTarget(self._datapath.fast)
             self._reconcilers["pods"] = Reconciler(

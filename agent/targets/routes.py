@@ -66,15 +66,21 @@ class RouteTarget:
     """
 
     def __init__(
-        self, netlink: Netlink, tunnel: Tunnel, prepare: Callable[[], Awaitable[object]]
+        self,
+        netlink: Netlink,
+        tunnel: Tunnel,
+        prepare: Callable[[], Awaitable[object]],
+        wait_for: Callable[[Collection[IPNetwork]], Awaitable[object]],
     ) -> None:
         """
         Args:
             prepare: has the rule and the device there, with whatever must be attached to it. Called
                 before every comparison with the kernel, so also as soon as the device has gone.
+            wait_for: returns when there is whatever has to be there before a route to a prefix is.
         """
         self._netlink = netlink
         self._prepare = prepare
+        self._wait_for = wait_for
         self._preparing = False
         self._heard: list[Change] = []  # while preparing
         self._devices = {tunnel.device}
@@ -95,6 +101,7 @@ class RouteTarget:
         self, puts: Mapping[IPNetwork, KernelRoute], deletes: Collection[IPNetwork]
     ) -> Mapping[IPNetwork, OSError]:
         """Add, replace and delete routes, in bulk."""
+        await self._wait_for(puts.keys())
         self._devices.update(route.device for route in puts.values())
         return await self._netlink.routes.apply(puts, deletes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -75,6 +75,10 @@ def test_a_direct_route_goes_by_the_device_whose_segment_the_node_is_on() -> Non
     )
 
 
+async def nothing(prefixes: Collection[IPNetwork]) -> None:
+    """Have no route wait for anything."""
+
+
 class Kept:
     """A route table that a reconciler keeps."""
 
@@ -105,7 +109,7 @@ def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUN
             await netlink.ensure_tunnel_device(1450, VXLAN)
             await netlink.ensure_rule()
 
-        keeper = Kept(netlink, RouteTarget(netlink, VXLAN, prepare))
+        keeper = Kept(netlink, RouteTarget(netlink, VXLAN, prepare, nothing))
         facts = await netlink.facts(node_ips=[ip_address("172.30.1.1")])
         for prefix, node_ip in (
             *(("10.2.1.0/24", "172.30.2.1"), ("10.2.2.0/24", "172.30.2.2")),
@@ -181,7 +185,7 @@ def test_what_is_taken_away_just_after_it_was_made_ready_is_made_ready_again() -
             if spoilers:
                 sh(spoilers.pop())
 
-        assert await RouteTarget(netlink, VXLAN, prepare).actual() == {}
+        assert await RouteTarget(netlink, VXLAN, prepare, nothing).actual() == {}
         assert "1995" in sh("ip -6 rule")
         sh(f"ip link show {VXLAN.device}")
         assert not spoilers
@@ -229,7 +233,7 @@ def test_own_writes_and_other_tables_are_not_drift() -> None:
                     return
 
         heard: list[Any] = []
-        target = RouteTarget(netlink, VXLAN, prepare)
+        target = RouteTarget(netlink, VXLAN, prepare, nothing)
         assert await target.actual() == {}
         listener = asyncio.create_task(tell(), name="drift")
         await asyncio.sleep(0)

@@ -114,6 +114,38 @@ def test_what_others_take_away_is_put_back_and_our_own_writing_is_not_drift() ->
     with_nftables(body)
 
 
+def test_who_waits_goes_on_when_the_prefixes_are_there() -> None:
+    async def body(nftables: Nftables) -> None:
+        target = SourceTarget(nftables)
+        await target.wait_for(networks(*PREFIXES))  # not before it is known that this works
+        await target.actual()
+        async with asyncio.TaskGroup() as tasks:
+            first, second = networks(PREFIXES[0]), networks(PREFIXES[1])
+            waiting = tasks.create_task(target.wait_for(first | second), name="waiting")
+            await target.apply(dict.fromkeys(first, True), ())
+            assert not waiting.done()
+            await target.apply(dict.fromkeys(second, True), ())
+        assert await nftables.prepare() == first | second
+
+    with_nftables(body)
+
+
+def test_nobody_waits_for_what_cannot_be_had() -> None:
+    async def body(nftables: Nftables) -> None:
+        target = SourceTarget(nftables)
+        await target.actual()
+        await target.apply(dict.fromkeys(networks("10.2.1.0/24"), True), ())
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(target.wait_for(networks("10.2.9.0/24")), name="waiting")
+            await asyncio.sleep(0)
+            sh(f"nft delete table inet {NFT_TABLE}")
+            with pytest.raises(OSError, match="nft: "):
+                await target.apply(dict.fromkeys(networks("10.2.9.0/24"), True), ())
+            await asyncio.wait_for(waiting, 0.5)
+
+    with_nftables(body)
+
+
 def test_without_nft_the_cause_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(nftables: Nftables) -> None:
         with pytest.raises(FileNotFoundError, match="install nftables"):
