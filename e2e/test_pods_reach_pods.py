@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from typing import Final
 
 import pytest
 from _pytest.mark import ParameterSet
+
+from clustermesh.sandbox.namespace import run_in_new
 
 from .conftest import NewMesh
 from .mesh import Mesh, service
@@ -18,8 +21,9 @@ _MESHES: Final = {
     "by-cluster": ("--agent=cluster-routing=cluster1=direct,cluster2=direct",),
     "tunnel-6": ("--family=6", "--agent=tunnel-port=4790", "--agent=mtu=1400"),
     "direct-6": ("--routing=direct", "--family=6"),
+    "geneve": ("--agent=tunnel-protocol=geneve",),
 }
-_ON_OTHER_KERNELS: Final = {"tunnel", "direct-6"}
+_ON_OTHER_KERNELS: Final = {"tunnel", "direct-6", "geneve"}
 
 
 def _mesh(name: str) -> ParameterSet:
@@ -28,11 +32,18 @@ def _mesh(name: str) -> ParameterSet:
 
 @pytest.fixture(scope="module", params=map(_mesh, _MESHES))
 def mesh(request: pytest.FixtureRequest, new_mesh: NewMesh) -> Mesh:
+    if request.param == "geneve" and not run_in_new(_has_geneve):
+        pytest.skip("this kernel has no Geneve")
     made = new_mesh(request.param, "--pods=1", *_MESHES[request.param])
     for cluster in ("cluster1", "cluster2"):
         made.apply(cluster, service("echo"))
     made.wait_for_backends("echo", cluster1=2, cluster2=2)
     return made
+
+
+def _has_geneve() -> bool:
+    command = ("ip", "link", "add", "made", "type", "geneve", "external")
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def test_every_pod_reaches_every_pod_of_the_other_cluster(mesh: Mesh) -> None:

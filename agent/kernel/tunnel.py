@@ -38,7 +38,6 @@ _ATTRIBUTES: Final[Mapping[TunnelProtocol, Mapping[str, int]]] = {
     },
     TunnelProtocol.GENEVE: {
         "geneve_collect_metadata": 1,
-        "geneve_udp_zero_csum6_tx": 1,
         "geneve_udp_zero_csum6_rx": 1,
     },
 }
@@ -87,7 +86,8 @@ class Tunnel(msgspec.Struct, frozen=True):
                 errno.EEXIST, f"{self.device} is no {kind} device, so it is not ours: rename it"
             )
         wanted = {f"{kind}_port": self.port, **_ATTRIBUTES[kind]}
-        return {name: int(data.get(name) or 0) for name in wanted} == wanted
+        has = {name: int(data.get_attr(f"IFLA_{name.upper()}") or 0) for name in wanted}
+        return has == wanted
 
     def __str__(self) -> str:
         return f"{self.device} on UDP port {self.port}"

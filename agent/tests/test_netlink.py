@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from ipaddress import ip_address, ip_network
@@ -12,7 +13,7 @@ import pytest
 
 from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
-from agent.kernel.tunnel import Tunnel
+from agent.kernel.tunnel import Tunnel, TunnelProtocol
 from agent.tests.netns import in_namespace, sh
 from clustermesh.model import IPNetwork
 
@@ -39,6 +40,27 @@ def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
         assert "udp6zerocsumtx udp6zerocsumrx" in shown
         assert Path(f"/proc/sys/net/ipv4/conf/{VXLAN.device}/rp_filter").read_text() == "2\n"
         assert "scope host" in sh(f"ip -4 address show {VXLAN.device}"), "or it is strict"
+
+    in_namespace(body)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("protocol", list(TunnelProtocol))
+def test_the_device_of_either_protocol_is_made_once(protocol: TunnelProtocol) -> None:
+    async def body(netlink: Netlink) -> None:
+        tunnel = Tunnel(protocol)
+        try:
+            index = await netlink.ensure_tunnel_device(1450, tunnel)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                pytest.skip(str(error))
+            raise
+        assert await netlink.ensure_tunnel_device(1400, tunnel) == index
+        other = Tunnel(protocol, 4790)
+        assert await netlink.ensure_tunnel_device(1400, other) != index
+        assert "dstport 4790" in sh(f"ip -d link show {tunnel.device}")
+        await netlink.remove_tunnel_devices()
+        assert tunnel.device not in sh("ip link")
 
     in_namespace(body)
 

@@ -36,7 +36,7 @@ from clustermesh.model import ClusterId, IdentityId
 from .conftest import SMALL
 from .lab import Node, mounted_bpffs, node
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.vm]
 
 EAST_POD, WEST_POD, REMOTE_NODE = 0x10005, 0x20007, 6
 PORT: Final = 8080
