@@ -142,9 +142,10 @@ def test_two_clusters_with_cas_of_their_own_are_joined_by_values(
 
 def _values(name: str, runner: Runner) -> Values:
     server = {"extraIpAddresses": [runner.loopback, runner.address]}
+    copies = {"enabled": name == "west"}  # the agents of east read the etcd of west
     return {
         "cluster": {"name": name, "id": _NUMBERS[name]},
-        "clustermesh": {"apiserver": {"tls": {"server": server}}},
+        "clustermesh": {"apiserver": {"tls": {"server": server}, "kvstoremesh": copies}},
     }
 
 
