@@ -104,10 +104,20 @@ def test_a_key_that_is_not_the_published_one(encrypted: Mesh) -> None:
 
 def test_a_node_that_does_not_answer(mesh: Mesh) -> None:
     with broken(mesh, on_the_wire(mesh, THERE, "down", "up")):
-        named(mesh, HERE, "it does not answer at 172.30.2.1 either: it is down, or cut off")
+        named(mesh, HERE, "it does not answer at 172.30.2.1 either: it is down, cut off")
         said = cli(*connectivity_test(mesh, HERE), code=1)
         assert "it does not answer at 172.30.2.1 either" in said
     assert "all is well" in cli(*connectivity_test(mesh, HERE))
+
+
+def test_a_firewall_that_drops_probes_is_no_way_that_fails(mesh: Mesh) -> None:
+    """The other end still probes us: by that it knows, and says, that packets get through."""
+    with drops(mesh, THERE, "filter hook input", "udp dport 4240 drop"):
+        note = "it answers no probes, but has our answers to its own"
+        eventually("it is noticed", lambda: {way(mesh)["note"]} == {note}, NAMED_WITHIN)
+        assert way(mesh)["state"] == "well"
+        assert reaches(mesh)
+    eventually("it is over", lambda: {way(mesh)["note"]} == {""}, NAMED_WITHIN)
 
 
 def test_an_agent_that_is_dead_is_no_way_that_fails(mesh: Mesh) -> None:

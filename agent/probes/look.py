@@ -90,7 +90,8 @@ class _Looking:
         question, small = await self._ask_patiently(self._small)
         if not self._arrived(small):
             found = cause(await self._investigate(observed, question, small))
-            return Look(self._asked, self._answered, cause=found)
+            note = "" if found else "it answers no probes, but has our answers to its own"
+            return Look(self._asked, self._answered, cause=found, note=note)
         seen = small.answer.seen if small.answer else str(self._prober.source)
         said = word(small.answer) if small.answer else Word()
         observed = replace(observed, is_answered=True, seen=seen, word=said)

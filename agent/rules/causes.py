@@ -126,7 +126,7 @@ def cause(seen: Observed) -> Cause | None:
     return None
 
 
-def _lost(seen: Observed) -> Cause:
+def _lost(seen: Observed) -> Cause | None:
     if no_route := _no_route(seen):
         return no_route
     if seen.carrier.name == "WireGuard" and (wrong_key := _wrong_key(seen)):
@@ -139,6 +139,8 @@ def _lost(seen: Observed) -> Cause:
         return _filtered_there()
     if seen.rp_filtered:
         return _filtered_here(seen)
+    if seen.is_heard and seen.word.verdict == Verdict.WELL:
+        return None  # it asks us, and has our answers: only its own port for probes is blocked
     if seen.is_heard:
         return Cause(
             Verdict.SILENT,
@@ -147,7 +149,8 @@ def _lost(seen: Observed) -> Cause:
         )
     return Cause(
         Verdict.SILENT,
-        f"it does not answer at {seen.node_ip} either: it is down, or cut off from this node",
+        f"it does not answer at {seen.node_ip} either: it is down, cut off from this node, "
+        "or drops probes",
     )
 
 

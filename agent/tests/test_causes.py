@@ -150,6 +150,7 @@ def test_a_node_that_receives_us_and_whose_answers_are_lost(
     [
         ({}, "silent: it does not answer at 192.0.2.2 either: it is down"),
         ({"is_heard": True}, "silent: what it sends reaches us, but it answers nothing"),
+        ({"is_heard": True, "word": Word(verdict=Verdict.WELL)}, "well"),
         ({"is_heard": True, "word": Word(rp_filtered=1)}, "rp_filter: it drops what we send"),
         ({"rp_filtered": 1, "strict": ("eth0",)}, "rp_filter: this node drops what comes from"),
         ({"is_node_refusing": True}, "blocked: UDP port 8472 (VXLAN) is blocked on the way to and"),

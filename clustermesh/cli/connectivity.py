@@ -22,7 +22,7 @@ _LEFT_OUT: Final = ("cluster", "node", "age")
 Row = Mapping[str, Any]
 
 
-class Tested(msgspec.Struct, frozen=True):
+class Ways(msgspec.Struct, frozen=True):
     """The ways from one node, as its agent sees them."""
 
     source: str  # CLUSTER/NODE
@@ -67,7 +67,7 @@ def connectivity_test(
     return report(found, output)
 
 
-def report(found: Sequence[Tested], output: str) -> int:
+def report(found: Sequence[Ways], output: str) -> int:
     """Print what was found; 0 if all of it is well."""
     troubles = list(_troubles(found))
     if output == "json":
@@ -78,34 +78,34 @@ def report(found: Sequence[Tested], output: str) -> int:
     return 1 if troubles else 0
 
 
-def _ask(agent: str) -> Tested:
+def _ask(agent: str) -> Ways:
     said = decode("agent", agent, get("agent", agent, "/status"), DAEMON_STATUS)
     reply = decode("agent", agent, get("agent", agent, "/tables/paths"), TABLE_REPLY)
     cluster = said.cluster.name if said.cluster else ""
-    return Tested(f"{cluster}/{said.node}", reply.rows)
+    return Ways(f"{cluster}/{said.node}", reply.rows)
 
 
 def _wait(
-    ask: Callable[[], Tested],
+    ask: Callable[[], Ways],
     timeout: float,
     *,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Tested:
+) -> Ways:
     """Ask until everything has been looked at since now; what has not been by then says so."""
     began = now()
-    while not (tested := ask()).is_fresh(now() - began):
+    while not (ways := ask()).is_fresh(now() - began):
         if now() - began > timeout:
-            return given_up(tested, now() - began)
+            return given_up(ways, now() - began)
         sleep(_POLL)
-    return tested
+    return ways
 
 
-def given_up(tested: Tested, waited: float) -> Tested:
+def given_up(ways: Ways, waited: float) -> Ways:
     """The same, where ways that were not looked at in all the time count as failing."""
     late = {"state": "failing", "failing": f"it was not looked at within {waited:.0f} s"}
-    rows = [{**row, **late} if _is_stale(row, waited) else row for row in tested.rows]
-    return Tested(tested.source, rows)
+    rows = [{**row, **late} if _is_stale(row, waited) else row for row in ways.rows]
+    return Ways(ways.source, rows)
 
 
 def _is_stale(row: Row, since: float) -> bool:
@@ -115,19 +115,19 @@ def _is_stale(row: Row, since: float) -> bool:
     return age is None or age > since
 
 
-def _troubles(found: Iterable[Tested]) -> Iterator[str]:
-    for tested in found:
-        if tested.failure:
-            yield f"{tested.source}: {tested.failure}"
-        elif not tested.rows:
-            yield f"{tested.source}: there is no way to test: it knows no node of another cluster"
-        for row in tested.rows:
+def _troubles(found: Iterable[Ways]) -> Iterator[str]:
+    for ways in found:
+        if ways.failure:
+            yield f"{ways.source}: {ways.failure}"
+        elif not ways.rows:
+            yield f"{ways.source}: there is no way to test: it knows no node of another cluster"
+        for row in ways.rows:
             if row.get("failing"):
-                way = f"{tested.source} to {row['cluster']}/{row['node']} over {row['ip']}"
+                way = f"{ways.source} to {row['cluster']}/{row['node']} over {row['ip']}"
                 yield f"{way}: {row['failing']}"
 
 
-def _print(found: Sequence[Tested], troubles: Sequence[str]) -> None:
+def _print(found: Sequence[Ways], troubles: Sequence[str]) -> None:
     from rich.console import Console  # noqa: PLC0415 - not needed for JSON
     from rich.text import Text  # noqa: PLC0415
 
@@ -136,7 +136,7 @@ def _print(found: Sequence[Tested], troubles: Sequence[str]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=10_000)  # see show.py
-    rows = [_shown(tested.source, row) for tested in found for row in tested.rows]
+    rows = [_shown(ways.source, row) for ways in found for row in ways.rows]
     table, *_ = tables("connectivity", rows)
     if rows:
         console.print(table)

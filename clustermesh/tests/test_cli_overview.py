@@ -9,7 +9,15 @@ import pytest
 
 from clustermesh.cli.contexts.overview import PeerView, Seen, facts, overview
 from clustermesh.cli.contexts.pods import Answer, Pod
-from clustermesh.status import DaemonStatus, Remote, RemoteState, SourceStatus, TableStatus
+from clustermesh.status import (
+    ClusterPaths,
+    DaemonStatus,
+    PathsStatus,
+    Remote,
+    RemoteState,
+    SourceStatus,
+    TableStatus,
+)
 
 
 def pod(name: str, **status: Any) -> Pod:
@@ -21,9 +29,10 @@ def pod(name: str, **status: Any) -> Pod:
     return msgspec.convert(fields, Pod)
 
 
-def agent(node: str, *remotes: Remote) -> Answer:
+def agent(node: str, *remotes: Remote, paths: PathsStatus | None = None) -> Answer:
     return Answer(
-        pod(node), DaemonStatus(daemon="agent", version="1", ready=True, remotes=[*remotes])
+        pod(node),
+        DaemonStatus(daemon="agent", version="1", ready=True, remotes=[*remotes], paths=paths),
     )
 
 
@@ -78,6 +87,19 @@ def test_the_replica_that_leads_is_told() -> None:
     ]
     one = overview(seen(apiservers=2, apiserver_answers=led, peers=[]))
     assert facts(one) == "4 services, leader apiserver-x"
+
+
+def test_ways_that_fail_are_told_with_the_node_and_the_worst_is_shown_with_the_peer() -> None:
+    cause = "UDP port 8472 (VXLAN) is blocked on the way to 192.0.2.2"
+    bad = PathsStatus(
+        clusters=[ClusterPaths(cluster="west", paths=4, well=3, failing=1, worst=cause)],
+        failing=[f"west/node1 over IPv4: {cause}"],
+    )
+    good = PathsStatus(clusters=[ClusterPaths(cluster="west", paths=4, well=4)])
+    one = overview(seen(agent("node1", west(), paths=good), agent("node2", west(), paths=bad)))
+    assert one.troubles == [f"node2: west/node1 over IPv4: {cause}"]
+    (peer,) = one.peers
+    assert (peer.paths, peer.paths_well, peer.worst_path) == (8, 7, f"node2: {cause}")
 
 
 def test_a_peer_that_one_node_does_not_reach_is_told_with_node_and_cause() -> None:

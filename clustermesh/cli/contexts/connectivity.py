@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from clustermesh.cli.connectivity import Tested, given_up
+from clustermesh.cli.connectivity import Ways, given_up
 from clustermesh.errors import UserError
 from clustermesh.kube import Kube, KubeError
 from clustermesh.status import TABLE_REPLY
@@ -26,7 +26,7 @@ _POLL: Final = 2.0  # seconds: asking takes a process in each agent's container
 
 def test_clusters(
     contexts: Sequence[str], *, namespace: str | None, kubeconfig: Path | None, timeout: float
-) -> list[Tested]:
+) -> list[Ways]:
     """
     The ways from every node, once each has been looked at since this was called.
 
@@ -38,7 +38,7 @@ def test_clusters(
 
 async def _test(
     contexts: Sequence[str], namespace: str | None, kubeconfig: Path | None, timeout: float
-) -> list[Tested]:
+) -> list[Ways]:
     async with opened(kubeconfig, contexts) as kubes:
         found = await asyncio.gather(
             *(_agents(kube, context, namespace) for context, kube in kubes.items())
@@ -59,26 +59,24 @@ async def _agents(kube: Kube, context: str, namespace: str | None) -> list[Pod]:
     return await find_pods(kube, deployment.metadata.namespace, "agent")
 
 
-async def _wait(
-    kube: Kube, context: str, pod: Pod, turns: asyncio.Semaphore, until: float
-) -> Tested:
+async def _wait(kube: Kube, context: str, pod: Pod, turns: asyncio.Semaphore, until: float) -> Ways:
     began = time.monotonic()
     while True:
         async with turns:
-            tested = await _ask(kube, f"{context}/{pod.spec.node_name}", pod)
+            ways = await _ask(kube, f"{context}/{pod.spec.node_name}", pod)
         waited = time.monotonic() - began
-        if tested.is_fresh(waited):
-            return tested
+        if ways.is_fresh(waited):
+            return ways
         if time.monotonic() > until:
-            return given_up(tested, waited)
+            return given_up(ways, waited)
         await asyncio.sleep(_POLL)
 
 
-async def _ask(kube: Kube, source: str, pod: Pod) -> Tested:
+async def _ask(kube: Kube, source: str, pod: Pod) -> Ways:
     if pod.obstacle:
-        return Tested(source, failure=pod.obstacle)
+        return Ways(source, failure=pod.obstacle)
     try:
         reply = TABLE_REPLY.decode(await table_of(kube, pod, "agent", "paths"))
     except (KubeError, UserError, msgspec.DecodeError) as error:
-        return Tested(source, failure=str(error))
-    return Tested(source, reply.rows)
+        return Ways(source, failure=str(error))
+    return Ways(source, reply.rows)

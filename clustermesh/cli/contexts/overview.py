@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from clustermesh.cli.status import troubles_of, warnings_of
-from clustermesh.status import DaemonStatus, Remote, RemoteState
+from clustermesh.status import ClusterPaths, DaemonStatus, Remote, RemoteState
 
 from .pods import Answer
 
@@ -32,6 +32,9 @@ class PeerView(msgspec.Struct, frozen=True):
     identities: int
     endpoints: int
     last_failure: str = ""  # with the node that says so, and the cause
+    paths: int = 0  # ways from all nodes to all of the peer's
+    paths_well: int = 0
+    worst_path: str = ""  # why one fails, with the node that says so
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +109,7 @@ def _peer_names(wanted: Iterable[str], agents: Iterable[DaemonStatus]) -> list[s
 def _peer(name: str, seen: Seen) -> PeerView:
     views = list(_views(name, seen.agent_answers))
     remotes = [remote for _, remote in views]
+    ways = list(_ways(name, seen.agent_answers))
     failing = [view for view in views if view[1].last_error is not None]
     worst = min(
         failing, key=lambda view: (view[1].state is RemoteState.READY, view[1].since), default=None
@@ -120,7 +124,19 @@ def _peer(name: str, seen: Seen) -> PeerView:
         identities=max((remote.identities for remote in remotes), default=0),
         endpoints=max((remote.endpoints for remote in remotes), default=0),
         last_failure=f"{worst[0]}: {worst[1].last_error}" if worst else "",
+        paths=sum(way.paths for _, way in ways),
+        paths_well=sum(way.well for _, way in ways),
+        worst_path=next((f"{who}: {way.worst}" for who, way in ways if way.worst), ""),
     )
+
+
+def _ways(name: str, answers: Iterable[Answer]) -> Iterator[tuple[str, ClusterPaths]]:
+    """How each agent gets packets to a peer, with the name of its node."""
+    for answer in answers:
+        paths = answer.status.paths if answer.status else None
+        for one in paths.clusters if paths else ():
+            if one.cluster == name:
+                yield _who(answer), one
 
 
 def _views(name: str, answers: Iterable[Answer]) -> Iterator[tuple[str, Remote]]:

@@ -158,13 +158,15 @@ def _peers(one: Overview) -> Table:
         table.add_column(header)
     for header in ("NODES", "SERVICES", "IDENTITIES", "ENDPOINTS"):
         table.add_column(header, justify="right")
-    table.add_column("LAST FAILURE")
+    for header in ("PATHS", "WORST PATH", "LAST FAILURE"):
+        table.add_column(header)
     for peer in one.peers:
         counts = (peer.nodes, peer.services, peer.identities, peer.endpoints)
         number = "-" if peer.id is None else str(peer.id)
         ready = f"{peer.ready} of {peer.agents}"
-        colour = "green" if peer.ready == peer.agents > 0 else "red"
-        table.add_row(
-            peer.name, number, ready, *map(str, counts), peer.last_failure or "-", style=colour
-        )
+        is_well = peer.ready == peer.agents > 0 and not peer.worst_path
+        paths = f"{peer.paths_well} of {peer.paths}" if peer.paths else "-"
+        causes = (peer.worst_path or "-", peer.last_failure or "-")
+        cells = (peer.name, number, ready, *map(str, counts), paths, *causes)
+        table.add_row(*cells, style="green" if is_well else "red")
     return table
