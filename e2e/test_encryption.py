@@ -6,6 +6,7 @@ Where the kernel has no WireGuard this is wireguard-go; what is promised is the 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import stat
@@ -15,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from agent.kernel.netlink import Netlink
+from agent.kernel.wireguard.driver import Driver
+from agent.kernel.wireguard.kernel import KernelWireGuard
+from agent.kernel.wireguard.userspace import Userspace
+from clustermesh.sandbox.namespace import run_inside
 
 from .capture import Capture
 from .conftest import NewMesh
@@ -119,6 +126,43 @@ def test_without_its_devices_nothing_leaves_a_node(mesh: Mesh) -> None:
     mesh.start("cluster1/node1")
     assert mesh.call(CLIENT, "tcp", server.addresses.v4, 8080)["pods"] == {server.place: 1}
     assert "PLAIN_TEXT" in mesh.warnings("cluster1/node1")
+
+
+def test_a_device_that_somebody_removes_is_made_again(mesh: Mesh) -> None:
+    server = mesh.world.sandbox.cluster("cluster2").nodes[0].pods[0]
+    with Capture(mesh) as capture:
+        mesh.run("cluster1/node1", "ip", "link", "delete", "cm_wg00")
+        eventually(
+            "the pod answers",
+            lambda: mesh.call(CLIENT, "tcp", server.addresses.v4, 8080, "--timeout=1")["pods"],
+        )
+    assert (capture.plain, capture.seen["vxlan"]) == ([], 0)
+
+
+def test_a_peer_behind_a_nat_is_answered_where_it_comes_from(mesh: Mesh) -> None:
+    """Also by an agent that starts later, and knows nothing but the address that it publishes."""
+    behind, other = "cluster2/node1", "cluster1/node1"
+    pod = mesh.world.sandbox.cluster("cluster1").nodes[0].pods[0]
+    mesh.stop(behind)
+    send_from(mesh, behind, 40000)
+
+    def endpoint() -> str:
+        (row,) = (r for r in mesh.table(other, "peers") if r["node"] == "node1")
+        return str(row["endpoint"]).rpartition(":")[2]
+
+    def is_learned() -> bool:
+        report = mesh.call(f"{behind}/pod1", "tcp", pod.addresses.v4, 8080)
+        assert report["pods"] == {pod.place: 1}
+        return endpoint() == "40000"
+
+    eventually("its endpoint is learned", is_learned, timeout=40)
+    mesh.stop(other)
+    (agent,) = mesh.parts(other)
+    agent.start()
+    eventually("it is ready", lambda: any(said.ready for said in agent.report().statuses()))
+    eventually("its endpoint is known again", lambda: endpoint() == "40000")
+    assert mesh.call(f"{other}/pod1", "tcp", mesh.node(behind).pods[0].addresses.v4, 8080)["pods"]
+    mesh.start(behind)
 
 
 def test_what_comes_in_plain_text_is_dropped(mesh: Mesh) -> None:
@@ -226,7 +270,7 @@ def test_a_peer_without_a_key_of_its_own_is_refused(mesh: Mesh, key: str, why: s
             assert report["pods"] == {good.pods[0].place: 1}
         assert capture.plain == []
     mesh.start(bad.place)
-    eventually("all is well again", lambda: not mesh.troubles("cluster1/node1"), timeout=60)
+    eventually("all is well again", lambda: is_well(mesh, "cluster1/node1"), timeout=60)
     report = mesh.call(CLIENT, "tcp", bad.pods[0].addresses.v4, 8080)
     assert report["pods"] == {bad.pods[0].place: 1}
 
@@ -261,11 +305,39 @@ def test_nothing_is_left_when_it_is_taken_off_a_node(mesh: Mesh) -> None:
     mesh.start(place)
 
 
+def send_from(mesh: Mesh, place: str, port: int) -> None:
+    """Have what a node sends come from another port, as behind a NAT."""
+    node = mesh.node(place)
+
+    async def configure() -> None:
+        async with Netlink.open() as netlink:
+            by_driver: dict[str, Driver] = {
+                "kernel": KernelWireGuard(netlink.ip),
+                "wireguard-go": Userspace(mesh.world.sandbox.sockets(node)),
+            }
+            device = "cm_wg00"
+            driver = by_driver[
+                "wireguard-go" if await netlink.has_kind(device, "tun") else "kernel"
+            ]
+            found = await driver.read(device)
+            await driver.configure(device, found.private_key, port)
+            for each in by_driver.values():
+                each.close()
+
+    run_inside(mesh.world.sandbox.namespace(node), lambda: asyncio.run(configure()))
+
+
 def rotate(mesh: Mesh, place: str) -> None:
     said = cli(
         "sandbox", "exec", "--name", mesh.name, place, "--", "clustermesh", "encryption", "rotate"
     )
     assert "has a new key" in said
+
+
+def is_well(mesh: Mesh, node: str) -> bool:
+    troubles = mesh.troubles(node)
+    assert not troubles, troubles
+    return True
 
 
 def handshakes(mesh: Mesh, node: str) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def test_what_must_be_said_is_enough() -> None:
         ({"cluster_routing": "West=direct"}, "'West' is no cluster name"),
         ({"tunnel_port": "65536"}, "--tunnel-port 65536 is no port"),
         ({"mtu": "1300"}, "--mtu 1300 is out of range"),
+        ({"encryption": "rot13"}, 'Invalid value "rot13" for --encryption'),
+        ({"encryption_port": "65533"}, "--encryption-port 65533 is out of range"),
+        ({"encryption_keepalive": "-1"}, "--encryption-keepalive -1 is out of range"),
+        ({"encryption_key_age": "-1"}, "--encryption-key-age is negative"),
+        ({"encryption": "wireguard", "datapath": "none"}, "--encryption wireguard needs"),
         ({"routing": "magic"}, 'Invalid value "magic" for --routing'),
     ],
 )

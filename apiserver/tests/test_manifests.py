@@ -126,6 +126,12 @@ def test_what_kubectl_prints_is_read() -> None:
         (NODE, "10.1.0.0/24", "127.0.0.0/24", "has loopback addresses"),
         (NODE, "podCIDRs", "podCIDRS", "spec.podCIDRS is no field of a Node"),
         (NODE, "192.0.2.1", "fe80::1", "status.addresses: fe80::1"),
+        (
+            NODE,
+            "name: node1",
+            "name: node1, annotations: {clustermesh.io/external-address: 127.0.0.1}",
+            "metadata.annotations: clustermesh.io/external-address: 127.0.0.1",
+        ),
         (NODE, "name: node1", "name: node1, namespace: x", "this kind is in no namespace"),
         (POD, "podIP: 10.1.0.7", "podIP: 10.1.0.700", "status: '10.1.0.700' is no IP address"),
         (POD, "{ip: 10.1.0.7}", "{ip: '::1'}", "status: ::1"),

@@ -75,5 +75,12 @@ def test_what_the_agent_knows_goes_along() -> None:
     assert [str(ip) for ip in row.health_ips] == ["10.1.0.1", "fd00:1::1"]
 
 
+def test_a_node_may_say_where_it_is_reached_from_outside() -> None:
+    annotated = "annotations: {clustermesh.io/external-address: 203.0.113.9, other: x}, labels"
+    row = exported(NODE.replace("labels", annotated))
+    assert row is not None
+    assert str(row.external_address) == "203.0.113.9"
+
+
 def test_a_mesh_node_alone_is_no_node() -> None:
     assert exported(MESH_NODE) is None

@@ -358,6 +358,8 @@ def cidr6(ip: str, mask: str = "//////////8AAAAAAAAAAA==") -> Mapping[str, objec
         ({"IPAddresses": [{"Type": "InternalIP", "IP": "here"}]}, "'here' is no IP address"),
         ({"IPAddresses": [{"Type": "InternalIP", "IP": "127.0.0.1"}]}, "127.0.0.1"),
         ({"IPAddresses": [{"Type": "InternalIP", "IP": "fe80::1%eth0"}]}, "fe80::1%eth0"),
+        ({"Annotations": {"clustermesh.io/external-address": "169.254.0.1"}}, "169.254.0.1"),
+        ({"Annotations": {"clustermesh.io/external-address": "here"}}, "'here' is no IP address"),
         (cidr("0.0.0.0", "AAAAAA=="), "0.0.0.0"),
         (cidr("10.0.0.0", "/gAAAA=="), "larger than a /8"),
         (cidr("127.0.0.0", "////AA=="), "127.0.0.0"),
@@ -540,6 +542,7 @@ nodes = st.builds(
     wireguard_public_key=st.just("") | words,
     boot_id=st.just("") | words,
     health_ips=st.sampled_from([(), (V4,), (V6,), (V4, V6)]),
+    external_address=st.sampled_from([None, V4, V6]),
 )
 services = st.builds(
     Service,
