@@ -18,7 +18,7 @@ FILE: Final = Path(__file__).parents[1] / "docs/compatibility.md"
 _BEGIN: Final = "<!-- Written by `pytest e2e/test_beside_any_cni.py --write-compatibility`. -->\n"
 _END: Final = "<!-- The end of it. -->\n"
 _FAMILIES: Final = (4, 6)
-_CHECKS: Final = ("pods", "sizes", "nodes", "uninstall")
+_CHECKS: Final = ("pods", "sizes", "nodes", "conntrack", "uninstall")
 
 
 class Column(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from .conftest import NewMesh
 from .mesh import CLI, Mesh, eventually
 from .reach import FULL, seen_by_tcp, seen_by_udp, sent_back, told_mtu
 from .topologies import TOPOLOGIES
-from .topologies.node import make, snapshot
+from .topologies.node import dropped_as_invalid, make, snapshot
 from .topologies.topology import Layout, Topology
 
 
@@ -138,6 +138,16 @@ def test_nodes_reach_pods(beside: Beside, family: int, findings: Findings) -> No
         for here, there in beside.ends():
             server = there.pods[0].addresses[family == 6]
             _call(beside, here, server, here.gateways[family == 6])
+
+
+def test_conntrack_takes_nothing_for_invalid(beside: Beside, findings: Findings) -> None:
+    """It sees both directions of every connection, on both nodes."""
+    rules = "".join(rules.text for rules in beside.topology.rules)
+    with findings.noting(beside.column, beside.topology, None, "conntrack"):
+        for node in beside.mesh.nodes:
+            counts = dropped_as_invalid(beside.mesh.world.sandbox, node)
+            assert bool(counts) == ("--ctstate INVALID" in rules)
+            assert not any(counts.values()), counts
 
 
 @pytest.mark.parametrize("family", [4, 6])

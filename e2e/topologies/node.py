@@ -65,6 +65,10 @@ _LOOKS: Final = (
     "iptables-legacy-save",
     "ip6tables-legacy-save",
 )
+_COUNTED: Final = tuple(
+    f"{family}tables-{kind}-save -c" for family in ("ip", "ip6") for kind in ("legacy", "nft")
+)
+_INVALID: Final = re.compile(r"\[(\d+):\d+\] (.*--ctstate INVALID.*)")
 _COUNTERS: Final = re.compile(r"\[\d+:\d+\]|^#.*$", re.MULTILINE)
 _STATE: Final = re.compile(r" state \w+| expires \d+sec| linkdown")
 
@@ -86,6 +90,17 @@ def snapshot(sandbox: Sandbox, node: Node) -> str:
 
     pinned = sorted(str(path) for path in sandbox.bpffs(node).rglob("*"))
     return run_inside(sandbox.namespace(node), look) + "\n".join(["# pins", *pinned])
+
+
+def dropped_as_invalid(sandbox: Sandbox, node: Node) -> dict[str, int]:
+    """How many packets each rule of iptables has dropped for what conntrack thinks of them."""
+
+    def look() -> dict[str, int]:
+        lines = "".join(_run(command.split()) for command in _COUNTED).splitlines()
+        found = [match for line in lines if (match := _INVALID.match(line))]
+        return {match[2]: int(match[1]) for match in found}
+
+    return run_inside(sandbox.namespace(node), look)
 
 
 def _program(cluster: Cluster, node: Node, topology: Topology) -> None:
