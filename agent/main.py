@@ -8,7 +8,8 @@ The agent: joins a node to the mesh. Read me first.
                                         ├─ipcache─┐
     endpoints ─────────────────ipcache──┼─────────┴─▶ ipcache ───▶ BPF map
     services ──frontends────────────────┼───────────▶ frontends ─▶ BPF maps of the socket LB
-    nodes ─────────────────────probes───┴───────────▶ probes ────▶ probes/: does it get through?
+    nodes ─────────────────────probes───┼───────────▶ probes ────▶ probes/: does it get through?
+    keys ──────────────────────peers────┴───────────▶ peers ─────▶ encryption.py, if it is on
 
 A row's origin is its cluster. `cidrs` decides whose an address is; what a cluster says about
 another one's addresses counts for nothing in any of the rules after it. What the agent finds out
