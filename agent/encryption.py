@@ -1,5 +1,5 @@
 """
-Encryption between nodes of different clusters: keys, links and which of them is used.
+Encryption between nodes of different clusters: keys, lanes and which of them is used.
 
     nodes ──PeerKeys──▶ keys ──────┐
     cidrs ─────────────────────────┼─peers──▶ peers ──────▶ WireGuard devices (targets/peers.py)
@@ -82,7 +82,9 @@ class Encryption:
         self._sessions = read.sessions.writer("devices")
         self._devices: Mapping[str, Device] = {}
         self._answered_at: float | None = None  # when all had, monotonic seconds
-        self._rotated_at = -OVERLAP
+        # Monotonic seconds. An agent that starts in the middle of a rotation waits anew: it cannot
+        # know whether the key had been published.
+        self._rotated_at = time.monotonic()
         self._failure = ""
         self.reconciler: Final[Reconciler[PeerKey, Peer, PeerConfig]] = Reconciler(
             derived.peers, self._target, peer_config, after_repair=self._tidy
@@ -283,11 +285,13 @@ class Encryption:
             self.reconciler.compare_soon()  # and then their devices
 
     def _publish_when_open(self) -> None:
-        ours = self._new_lanes()
+        new = self._new_lanes()
         there = {
             PeerKey(name, key) for name, device in self._devices.items() for key in device.peers
         }
-        if ours <= there and self.reconciler.synced.is_set():
+        everybody = {NodeName(peer.cluster, peer.node) for _, peer, _ in self.peers()}
+        reached = {NodeName(p.cluster, p.node) for key, p, _ in self.peers() if key in new}
+        if new <= there and reached == everybody:  # the rule may not have run yet
             self._publish()
 
     def _all_have_answered(self) -> bool:
