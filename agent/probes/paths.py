@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
@@ -25,6 +26,7 @@ _EVERY: Final = 5.0  # seconds between two looks at a way
 _PER_SECOND: Final = 100  # looks at all ways together: of more ways each is looked at less often
 _FAILING_EVERY: Final = 1.0  # seconds: so that what is mended is soon seen to be
 _ADDRESSES_EVERY: Final = 1.0
+_GRACE: Final = 30.0  # seconds in which an address to probe may yet be published or found
 _HISTORY: Final = 20  # looks that the loss is told of
 
 
@@ -33,6 +35,7 @@ class Probed(msgspec.Struct, frozen=True, gc=False):
 
     path: Probe
     unprobed: str = ""  # why nothing is known
+    unprobed_since: float = 0.0  # in the time of the loop
     began: float | None = None  # the last look, in the time of the loop; None: there was none yet
     loss: float = 0.0  # of the last questions, 0 to 1
     round_trip: float | None = None  # seconds
@@ -86,7 +89,7 @@ class Paths:
     def status(self) -> PathsStatus:
         """Sum up. May be called in any thread."""
         rows = [(k, row) for k in tuple(self.table.keys()) if (row := self.table.first(k))]
-        return summary(rows, self._echo.failure)
+        return summary(rows, time.monotonic(), self._echo.failure)  # which is the loop's time
 
     def show(self, key: PathKey, rows: Mapping[str, Probed]) -> Iterable[Mapping[str, Any]]:
         """A way as a person reads it; `age` is how many seconds ago the last look began."""
@@ -115,22 +118,31 @@ class Paths:
     async def _keep_looking(self, key: PathKey) -> None:
         history: deque[Look] = deque(maxlen=_HISTORY)
         while (path := self._wanted.first(key)) is not None:
-            if unprobed := self._unprobed(key, path):
-                self._rows.put(key, Probed(path, unprobed))
-            elif not path.refused:
-                if not history:
-                    self._rows.put(key, Probed(path))
-                began = asyncio.get_running_loop().time()
-                look = await look_at(self._tools, key, path, self._verdict(key))
-                history.append(look)
-                if self._wanted.first(key) is not None:
-                    self._rows.put(key, _probed(path, began, history))
-            else:
-                self._rows.put(key, Probed(path, verdict=Verdict.REFUSED))
+            row = await self._look(key, path, history)
+            if self._wanted.first(key) is not None:
+                self._rows.put(key, row)
             await asyncio.sleep(self._pause(key))
         self._looking.discard(key)
         if key in self._rows.own:
             self._rows.delete(key)
+
+    async def _look(self, key: PathKey, path: Probe, history: deque[Look]) -> Probed:
+        """Look once, if there is anything to look at."""
+        began, last = asyncio.get_running_loop().time(), self.table.first(key)
+        if path.refused:
+            return Probed(path, verdict=Verdict.REFUSED)
+        unprobed = self._unprobed(key, path)
+        if not unprobed:
+            if not history:
+                self._rows.put(key, Probed(path))
+            try:
+                history.append(await look_at(self._tools, key, path, self._verdict(key)))
+            except OSError as error:  # the address that we ask from has just gone
+                unprobed = f"this node cannot ask: {error.strerror or error}"
+            else:
+                return _probed(path, began, history)
+        since = last.unprobed_since if last and last.unprobed else began
+        return Probed(path, unprobed, since)
 
     def _pause(self, key: PathKey) -> float:
         row = self.table.first(key)
@@ -172,7 +184,9 @@ def _probed(path: Probe, began: float, history: Iterable[Look]) -> Probed:
     )
 
 
-def summary(rows: Iterable[tuple[PathKey, Probed]], failure: str | None = None) -> PathsStatus:
+def summary(
+    rows: Iterable[tuple[PathKey, Probed]], now: float, failure: str | None = None
+) -> PathsStatus:
     """
     How the ways are by cluster, and what is wrong with which.
 
@@ -186,7 +200,7 @@ def summary(rows: Iterable[tuple[PathKey, Probed]], failure: str | None = None) 
     return PathsStatus(
         clusters=[_cluster(name, [row for _, row in items]) for name, items in by_cluster.items()],
         failing=[f"{key}: {row.cause}" for key, row in everything if row.cause],
-        not_probed=list(_unprobed(everything)),
+        not_probed=list(_unprobed(everything, now)),
         last_error=failure,
     )
 
@@ -208,11 +222,12 @@ def _cluster(name: str, rows: list[Probed]) -> ClusterPaths:
     )
 
 
-def _unprobed(items: Iterable[tuple[PathKey, Probed]]) -> Iterator[str]:
-    """A line for each reason, if it is one to do something about."""
+def _unprobed(items: Iterable[tuple[PathKey, Probed]], now: float) -> Iterator[str]:
+    """A line for each reason, if it is one to do something about and does not pass by itself."""
     reasons: dict[tuple[str, str], list[PathKey]] = {}
     for key, row in items:
-        if row.unprobed and row.path.is_sampled:
+        is_lasting = now - row.unprobed_since >= _GRACE
+        if row.unprobed and row.path.is_sampled and is_lasting:
             reasons.setdefault((key.cluster, row.unprobed), []).append(key)
     for (cluster, reason), keys in reasons.items():
         which = str(keys[0]) if len(keys) == 1 else f"{len(keys)} ways to {cluster}"

@@ -145,13 +145,14 @@ def test_ways_are_summed_up_by_cluster_and_what_fails_is_named() -> None:
         (KEY, Probed(probe, began=1.0, round_trip=0.002, verdict="well")),
         (KEY._replace(version=6), Probed(probe, began=1.0, loss=1.0, verdict="mtu", cause="MTU")),
         (KEY._replace(node="node2"), Probed(Probe(refused="overlaps"))),
-        (KEY._replace(node="node3"), Probed(Probe(unprobed="why"), "why")),
+        (KEY._replace(node="node3"), Probed(Probe(unprobed="why"), "why", 0.0)),
         (KEY._replace(node="node4"), Probed(Probe(is_sampled=False), "too many")),
         (KEY._replace(node="node5"), Probed(probe)),
     ]
-    status = summary(rows)
+    status = summary(rows, now=30.0)
     (east,) = status.clusters
     assert (east.paths, east.well, east.failing, east.not_probed) == (6, 1, 2, 2)
     assert (east.loss, east.round_trip, east.worst) == (0.5, 0.002, "MTU")
     assert status.failing == ["east/node1 over IPv6: MTU"]
     assert status.not_probed == ["east/node3 over IPv4: not probed: why"]
+    assert summary(rows, now=29.0).not_probed == [], "it may yet pass by itself"
