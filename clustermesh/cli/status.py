@@ -220,7 +220,7 @@ def _print(report: Report) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(width=10_000)  # a pipe has no width: see show.py
     for table in _tables(report):
         if table.row_count:
             console.print(table)
