@@ -8,11 +8,12 @@ from functools import partial
 from types import ModuleType
 from typing import Final
 
-from . import calls, changes, kubernetes, listing, memory, paths, report, routes, startup
+from . import calls, changes, encrypted, kubernetes, listing, memory, paths, report, routes, startup
 
 _MEASUREMENTS: Final[dict[str, ModuleType]] = {
     "calls": calls,
     "paths": paths,
+    "encrypted": encrypted,
     "routes": routes,
     "listing": listing,
     "changes": changes,

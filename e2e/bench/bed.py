@@ -120,13 +120,14 @@ def bed(
     nodes: int = 1,
     pods: int = 1,
     routing: str = "tunnel",
+    encryption: str = "none",
     agent: Sequence[str] = (),
 ) -> Iterator[Bed]:
     """Bring up a sandbox; `agent` are more settings of its agents."""
     sandbox_name = f"bench-{name}"
     sizes = {"clusters": clusters, "nodes": nodes, "pods": pods, "routing": routing}
     flags = [f"--{flag}={value}" for flag, value in sizes.items()]
-    flags += [f"--agent={setting}" for setting in agent]
+    flags += [f"--encryption={encryption}", *(f"--agent={setting}" for setting in agent)]
     try:
         _clustermesh("up", f"--name={sandbox_name}", *flags)
         yield Bed(load(sandbox_name))
