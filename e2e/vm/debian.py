@@ -12,8 +12,7 @@ from typing import Final
 from clustermesh.sandbox.cache import UnavailableError, last_line, say
 
 _KEYS: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_MIRROR: Final = "http://deb.debian.org"
-_SUITES: Final = {
+_SUITES: Final = {  # by the end of the archive's address
     "debian": ("bookworm", "trixie", "trixie-backports"),
     "debian-security": ("bookworm-security", "trixie-security"),
 }
@@ -53,9 +52,9 @@ def _own_state(directory: Path) -> list[str]:
     sources = directory / "sources.list"
     sources.write_text(
         "".join(
-            f"deb [signed-by={_KEYS}] {_MIRROR}/{archive} {suite} main\n"
-            for archive, suites in _SUITES.items()
-            for suite in suites
+            f"deb [signed-by={_KEYS}] {archive} {suite} main\n"
+            for archive in _archives()
+            for suite in _SUITES[Path(archive).name]
         )
     )
     settings = {
@@ -69,6 +68,15 @@ def _own_state(directory: Path) -> list[str]:
     for place in ("cache/archives/partial", "lists/partial"):
         (directory / place).mkdir(parents=True)
     return [f"-o={name}={value}" for name, value in settings.items()]
+
+
+def _archives() -> list[str]:
+    """Where the machine's own apt gets its packages: a mirror has the other releases too."""
+    lines = _run("apt-get", "indextargets", "--format", "$(REPO_URI)").split()
+    found = sorted({line for line in lines if Path(line).name in _SUITES})
+    if not found:
+        raise UnavailableError("apt-get knows no archive of Debian here: is there a sources.list?")
+    return found
 
 
 def _version(package: str) -> list[int]:
