@@ -29,6 +29,9 @@ def peers(
     """
     A peer for every lane to every node of the other clusters that may be sent to.
 
+    A key that a node no longer publishes is its own only as long as nobody else has it: whoever
+    publishes another node's key, and then its own again, must not be taken for that node.
+
     Args:
         keys: the public keys of each node that it may be using, the newest first.
         own_keys: ours, by the public half.
@@ -36,6 +39,7 @@ def peers(
         keepalive: seconds between packets to a peer that is silent; 0: none.
     """
     found: dict[PeerKey, Peer] = {}
+    published = own_keys.keys() | {known[0] for known in keys.values() if known}
     for name, mine in _by_node(claims, own).items():
         endpoint = next((e for _, claim in mine if (e := _endpoint(claim))), None)
         if endpoint is None:
@@ -45,10 +49,11 @@ def peers(
         lanes = [
             (key, Lane(ours.parity, parity(key)), ours.age + age)
             for age, key in enumerate(keys.get(name, ()))
+            if age == 0 or key not in published
             for ours in own_keys.values()
         ]
         for key, lane, age in lanes:
-            found[PeerKey(lane.device, key)] = Peer(
+            peer = Peer(
                 name.cluster,
                 name.node,
                 UdpAddress(endpoint, lane.peer_port(port)),
@@ -56,6 +61,7 @@ def peers(
                 keepalive or (_KEEPALIVE if len(lanes) > 1 else 0),
                 age,
             )
+            found.setdefault(PeerKey(lane.device, key), peer)
     return found
 
 

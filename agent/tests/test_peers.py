@@ -106,6 +106,14 @@ def test_what_a_peer_was_refused_it_may_not_send_either() -> None:
     assert "10.1." not in "".join(show(found(ours, greedy, keys={"west/a": (2,)})))
 
 
+def test_nobody_is_taken_for_a_node_whose_key_it_once_published() -> None:
+    other = node("west/b", "10.2.2.0/24", at=["192.0.2.3"])
+    alone = found(WEST, other, keys={"west/a": (2,), "west/b": (3,)})
+    assert found(WEST, other, keys={"west/a": (2,), "west/b": (3, 2)}) == alone
+    assert found(other, WEST, keys={"west/b": (3, 2), "west/a": (2,)}) == alone
+    assert found(WEST, other, keys={"west/a": (2,), "west/b": (3, 10)}) == alone  # 10 is ours
+
+
 def test_while_keys_change_there_is_a_lane_for_every_pair() -> None:
     lanes = [
         line.partition(" every")[0]

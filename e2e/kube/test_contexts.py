@@ -380,4 +380,4 @@ def test_status_asks_daemons_through_the_api_server(kube_programs: Path, tmp_pat
     assert lines[0] == "east (id 1), context east, version 0.1.0"
     assert lines[1].startswith("apiservers 1 of 1 ready")
     assert lines[2] == "agents 1 of 1 ready"
-    assert lines[4].startswith("west - 0 of 1 0 0 0 0 node1: ")
+    assert lines[4].startswith("west - 0 of 1 0 0 0 0 - - node1: ")
