@@ -33,6 +33,7 @@ from .own import OwnNode
 from .own_keys import OwnKeys
 from .peer_keys import OVERLAP, PeerKeys
 from .rows import NodeName, Peer, PeerKey, Session
+from .rules.peers import all_have_moved
 from .settings import AgentSettings
 from .tables import Derived, Read
 from .targets.peers import PeerTarget, peer_config, widest
@@ -275,7 +276,8 @@ class Encryption:
         """
         self._publish_when_open()
         now = time.monotonic()
-        if self._answered_at is None and self._all_have_answered():
+        peers = {key: peer for key, peer, _ in self.peers()}
+        if self._answered_at is None and all_have_moved(peers, self._sessions.own):
             self._answered_at = now
         moved = self._answered_at is not None and now - self._answered_at > _SETTLED
         if moved or now - self._rotated_at > OVERLAP:
@@ -293,9 +295,6 @@ class Encryption:
         reached = {NodeName(p.cluster, p.node) for key, p, _ in self.peers() if key in new}
         if new <= there and reached == everybody:  # the rule may not have run yet
             self._publish()
-
-    def _all_have_answered(self) -> bool:
-        return all(key in self._sessions.own for key in self._new_lanes())
 
     def _new_lanes(self) -> set[PeerKey]:
         """Those of our current key."""

@@ -81,6 +81,15 @@ def paths(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> Mappi
     return {name: Path(key.device, peer.endpoint.ip) for name, (_, key, peer) in chosen.items()}
 
 
+def all_have_moved(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> bool:
+    """
+    Whether every node has answered with its newest key on a lane of ours.
+
+    On a lane of its previous key it may never do: it too retires that when it has moved.
+    """
+    return all(key in answered for key, peer in peers.items() if peer.age == 0)
+
+
 def _by_node(
     claims: Iterable[tuple[CidrKey, Cidr]], own: ClusterName
 ) -> Mapping[NodeName, list[tuple[CidrKey, Cidr]]]:

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 from agent.rows import Cidr, NodeName, OwnKey, Peer, PeerKey
 from agent.rules.cidrs import CidrKey, cidrs
-from agent.rules.peers import paths, peers
+from agent.rules.peers import all_have_moved, paths, peers
 from clustermesh.model import ClusterId, ClusterName, Node
 
 EAST = ClusterName("east")
@@ -145,3 +145,12 @@ def test_the_newest_lane_that_works_is_taken_and_until_then_the_oldest() -> None
     both_change = found(WEST, keys={"west/a": (3, 2)}, ours=BOTH)
     assert taken(both_change, "cm_wg00", "cm_wg01") == "cm_wg01"
     assert taken(both_change, "cm_wg00", "cm_wg01", "cm_wg10", "cm_wg11") == "cm_wg11"
+
+
+def test_a_node_has_moved_when_it_answers_with_its_newest_key_on_ours() -> None:
+    rows = found(WEST, keys={"west/a": (3, 2)}, ours=BOTH)
+    assert {NAMES[at.public_key] for at in rows} == {"k3", "k2"}
+    ours_with_its_last, newest = PeerKey("cm_wg10", key(2)), PeerKey("cm_wg11", key(3))
+    assert {ours_with_its_last, newest} <= rows.keys()
+    assert not all_have_moved(rows, {ours_with_its_last})
+    assert all_have_moved(rows, {newest})  # the lane of its last key may be gone already
