@@ -29,7 +29,7 @@ def test_the_demo_keeps_its_promises_and_says_how_to_look_around(name: str) -> N
     steps = re.findall(r"^(\d)  \S", said.stdout, re.MULTILINE)
     assert steps == ["1", "2", "3", "4", "5", "6", "7"]
     assert f"sandbox down --name {name}" in said.stdout
-    assert not [line for line in said.stdout.splitlines() if len(line) > 240]
+    assert not [line for line in said.stdout.splitlines() if len(line) > 200]
 
 
 def test_the_demo_fails_when_there_cannot_be_a_sandbox() -> None:

@@ -98,7 +98,7 @@ class Here:
             token="",
             cluster=self._settings.cluster_name,
             node=self._settings.node_name,
-            version=key.version,
+            version=6 if key.version == 6 else 4,
             verdict=verdict,
             rp_filtered=filtered,
             dropped=dropped,

@@ -4,9 +4,10 @@ What agents ask each other, and answer, in UDP packets.
 # STABLE API: agents of one version talk to those of another. A field is never renamed, a new one
 # has a default, and unknown ones are ignored.
 
-A message is JSON with zeros behind it, so that it has the size that is to be tried. An answer is
-never larger than its question: nobody can be flooded by way of an agent. There is nothing secret in
-either, and nothing that is said is believed but to name the cause of a failure.
+A message is a little JSON with zeros behind it, so that it has the size that is to be tried. An
+answer is never larger than its question: nobody can be flooded by way of an agent; and of what is
+no larger than ours are, strangers can make it remember a bounded amount. There is nothing secret in
+a message, and nothing that is said is believed but to name the cause of a failure.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from agent.rules.causes import Verdict, Word
 from clustermesh.model import NOTHING
 
 SMALL: Final = 512
-"""Bytes of a small message: fits through any network, and has room for the longest names."""
+"""Bytes of a small message: fits through any network, and has room for the longest names. No
+message has more than that of JSON, whatever its size."""
 
 _KEY_LENGTH: Final = 44  # a WireGuard key in base64
 _VERDICTS: Final = frozenset(Verdict)
@@ -34,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     token: str
     cluster: str  # whose the sender is
     node: str
-    version: int = 4  # of IP: which of the ways between the two it is about
+    version: Literal[4, 6] = 4  # of IP: which of the ways between the two it is about
     about: str = ""  # of a question: the token of another one that nothing came back for
     is_short: bool = False  # of a question: a small answer will do
     seen: str = ""  # of an answer: the source address of the question
@@ -57,15 +59,18 @@ def new_token() -> str:
 def pack(message: Message, size: int) -> bytes | None:
     """The message in `size` bytes, without what is of less use if it does not fit; or None."""
     content = msgspec.json.encode(message)
-    if len(content) > size:
+    if len(content) > min(size, SMALL):
         content = msgspec.json.encode(msgspec.structs.replace(message, dropped=NOTHING))
-    return content.ljust(size, b"\0") if len(content) <= size else None
+    return content.ljust(size, b"\0") if len(content) <= min(size, SMALL) else None
 
 
 def unpack(content: bytes) -> Message | None:
     """The message, if it is one."""
+    said = content.rstrip(b"\0")
+    if len(said) > SMALL:
+        return None
     try:
-        return _MESSAGE.decode(content.rstrip(b"\0"))
+        return _MESSAGE.decode(said)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -101,10 +101,18 @@ def test_an_answer_is_never_larger_than_its_question() -> None:
     assert read is not None
     assert (read.node, dict(read.dropped)) == ("n" * 253, {})
     assert pack(long, 100) is None
+    large = pack(long, 1400)
+    assert large is not None
+    assert (len(large), unpack(large)) == (1400, read)  # no more is said in a larger one
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0" * 512, b"{", b'{"clustermesh":"x"}', b"\xff", b"[" * 400]
+    "content",
+    [
+        *(b"", b"\0" * 512, b"{", b'{"clustermesh":"x"}', b"\xff", b"[" * 400),
+        b'{"clustermesh":"question","token":"t","cluster":"east","node":"a","version":5}',
+        b'{"clustermesh":"question","token":"%s","cluster":"east","node":"a"}' % (b"t" * 500),
+    ],
 )
 def test_what_is_no_message_is_ignored(content: bytes) -> None:
     assert unpack(content) is None

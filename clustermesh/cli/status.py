@@ -273,7 +273,8 @@ def facts(said: DaemonStatus) -> Iterator[str]:
             yield f"leader {said.source.leader_host}"
     if said.etcd:
         yield f"etcd {' '.join(said.etcd.endpoints)}"
-    yield from (f"{table.rows} {name}" for name, table in said.tables.items())
+    # A table that is empty is one of a feature that is off, or is told of by what is wrong.
+    yield from (f"{table.rows} {name}" for name, table in said.tables.items() if table.rows)
 
 
 def _remote_cells(remote: Remote) -> list[str]:

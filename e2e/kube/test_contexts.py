@@ -353,6 +353,14 @@ def test_a_dump_has_all_but_secrets(contexts: Contexts, tmp_path: Path) -> None:
 # Whole clusters at a glance
 
 
+@pytest.mark.parametrize("verb", ["connectivity test", "encryption status", "encryption rotate"])
+def test_without_an_agent_nothing_is_said_to_be_well(contexts: Contexts, verb: str) -> None:
+    assert contexts.install("east", 1).code == 0
+    said = contexts.run(*verb.split(), "--context=east")
+    assert (said.code, said.out) == (1, "")
+    assert "east has no pod of an agent" in said.err
+
+
 def test_status_asks_daemons_through_the_api_server(kube_programs: Path, tmp_path: Path) -> None:
     """In a network of its own: API servers pass nothing on to pods on loopback addresses."""
     script = 'ip link set lo up && ip address add 198.51.100.1/32 dev lo && exec "$@"'

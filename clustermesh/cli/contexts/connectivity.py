@@ -16,9 +16,8 @@ from clustermesh.kube import Kube, KubeError
 from clustermesh.status import TABLE_REPLY
 
 from .connect import opened
-from .installation import find_apiserver
 from .options import run
-from .pods import Pod, find_pods, table_of
+from .pods import Pod, find_agents, table_of
 
 _AT_ONCE: Final = 16  # as in pods.py
 _POLL: Final = 2.0  # seconds: asking takes a process in each agent's container
@@ -41,7 +40,7 @@ async def _test(
 ) -> list[Ways]:
     async with opened(kubeconfig, contexts) as kubes:
         found = await asyncio.gather(
-            *(_agents(kube, context, namespace) for context, kube in kubes.items())
+            *(find_agents(kube, context, namespace) for context, kube in kubes.items())
         )
         turns = asyncio.Semaphore(_AT_ONCE)
         until = time.monotonic() + timeout
@@ -51,12 +50,6 @@ async def _test(
             for pod in pods
         ]
         return await asyncio.gather(*tests)
-
-
-async def _agents(kube: Kube, context: str, namespace: str | None) -> list[Pod]:
-    """Raises UserError: nothing is installed there."""
-    deployment = await find_apiserver(kube, context, namespace)
-    return await find_pods(kube, deployment.metadata.namespace, "agent")
 
 
 async def _wait(kube: Kube, context: str, pod: Pod, turns: asyncio.Semaphore, until: float) -> Ways:

@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from clustermesh.kube import Kube
 from clustermesh.status import DaemonStatus
 
 from .connect import opened
-from .installation import find_apiserver
 from .options import run
-from .pods import Pod, ask_all, find_pods
+from .pods import ask_all, find_agents
 
 
 def statuses_of(
@@ -24,7 +22,8 @@ def statuses_of(
         said, failures = [], []
         async with opened(kubeconfig, contexts) as kubes:
             for context, kube in kubes.items():
-                for answer in await ask_all(kube, await _agents(kube, context, namespace), "agent"):
+                agents = await find_agents(kube, context, namespace)
+                for answer in await ask_all(kube, agents, "agent"):
                     if answer.status is None:
                         failures.append(f"{context}: {answer.pod.spec.node_name}: {answer.failure}")
                     else:
@@ -47,7 +46,7 @@ def rotate_all(
     async def work() -> None:
         async with opened(kubeconfig, contexts) as kubes:
             for context, kube in kubes.items():
-                for pod in await _agents(kube, context, namespace):
+                for pod in await find_agents(kube, context, namespace):
                     said = await asyncio.wait_for(
                         kube.run(
                             pod.metadata.namespace,
@@ -60,8 +59,3 @@ def rotate_all(
                     print(said.decode().strip())
 
     run(work())
-
-
-async def _agents(kube: Kube, context: str, namespace: str | None) -> list[Pod]:
-    deployment = await find_apiserver(kube, context, namespace)
-    return await find_pods(kube, deployment.metadata.namespace, "agent")

@@ -18,6 +18,7 @@ from clustermesh.kube import Kube, KubeError
 from clustermesh.settings import TcpAddress, parse_address
 from clustermesh.status import DAEMON_STATUS, DaemonStatus
 
+from .installation import find_apiserver
 from .objects import PODS, Metadata, items, selector
 
 _AT_ONCE: Final = 16
@@ -115,6 +116,23 @@ async def find_pods(kube: Kube, namespace: str, component: str) -> list[Pod]:
     """The pods of a component (agent, apiserver), by node and name."""
     found = await items(kube, PODS, Pod, namespace=namespace, labels=selector(component))
     return sorted(found, key=lambda pod: (pod.spec.node_name, pod.metadata.name))
+
+
+async def find_agents(kube: Kube, context: str, namespace: str | None) -> list[Pod]:
+    """
+    The agents of a cluster, by node.
+
+    Raises:
+        UserError: nothing is installed there, or no agent runs.
+    """
+    there = (await find_apiserver(kube, context, namespace)).metadata.namespace
+    found = await find_pods(kube, there, "agent")
+    if not found:
+        raise UserError(
+            f"{context} has no pod of an agent",
+            hint=f"kubectl --context {context} -n {there} describe daemonset",
+        )
+    return found
 
 
 async def ask_all(kube: Kube, pods: Sequence[Pod], component: str) -> list[Answer]:
