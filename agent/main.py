@@ -45,7 +45,7 @@ from .rows import Cidr, PeerKey
 from .rules.cidrs import CidrKey, Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
 from .rules.keys import closed
-from .rules.peers import paths, peers
+from .rules.peers import lanes, peers
 from .rules.probes import probes
 from .rules.routes import encrypted_routes, routes
 from .rules.services import frontends
@@ -106,7 +106,7 @@ def _derivations(
     """Every rule, from what it reads to what it writes."""
     owner = Owners(derived.cidrs).owner
     route = (
-        partial(encrypted_routes, own=own, routings=settings.routings, path=derived.paths.first)
+        partial(encrypted_routes, own=own, routings=settings.routings, lane=derived.lanes.first)
         if settings.encrypts
         else partial(routes, own=own, routings=settings.routings)
     )
@@ -130,12 +130,12 @@ def _derivations(
             (derived.cidrs,),
             derived.routes.writer("rule"),
             route,
-            context=(derived.paths,) if settings.encrypts else (),
+            context=(derived.lanes,) if settings.encrypts else (),
         ),
     )
     if settings.encrypts:
         yield "peers", _derive_peers(own, read, derived, settings)
-        yield "paths", _derive_paths(read, derived)
+        yield "lanes", _derive_lanes(read, derived)
     yield (
         "probes",
         derive_whole(
@@ -191,14 +191,14 @@ async def _derive_peers(
     )
 
 
-async def _derive_paths(read: Read, derived: Derived) -> None:
-    writer = derived.paths.writer("rule")
+async def _derive_lanes(read: Read, derived: Derived) -> None:
+    writer = derived.lanes.writer("rule")
     # An agent that has just started must not lead anybody back to a lane that is about to go.
     await read.sessions.ready()
     await derive_whole(
         (derived.peers, read.sessions),
         writer,
-        lambda: paths(dict(_all(derived.peers)), read.sessions.keys()),
+        lambda: lanes(dict(_all(derived.peers)), read.sessions.keys()),
     )
 
 

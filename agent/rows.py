@@ -154,7 +154,7 @@ class Session(msgspec.Struct, frozen=True, gc=False):
     """A peer has answered on a lane."""
 
 
-class Path(msgspec.Struct, frozen=True, gc=False):
+class TakenLane(msgspec.Struct, frozen=True, gc=False):
     """The lane that packets to a node take at present."""
 
     device: str

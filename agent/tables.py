@@ -23,13 +23,13 @@ from .rows import (
     IpcacheEntry,
     NodeName,
     OwnKey,
-    Path,
     Peer,
     PeerKey,
     Pod,
     Reserved,
     Route,
     Session,
+    TakenLane,
 )
 from .rules.cidrs import CidrKey
 from .rules.probes import PathKey, Probe
@@ -59,7 +59,7 @@ class Derived:
     frontends: Table[L4Address, Frontend] = field(default_factory=lambda: Table("frontends"))
     routes: Table[IPNetwork, Route] = field(default_factory=lambda: Table("routes"))
     peers: Table[PeerKey, Peer] = field(default_factory=lambda: Table("peers"))
-    paths: Table[NodeName, Path] = field(default_factory=lambda: Table("paths"))
+    lanes: Table[NodeName, TakenLane] = field(default_factory=lambda: Table("lanes"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))
     probes: Table[PathKey, Probe] = field(default_factory=lambda: Table("probes"))
     waiting: Waiting[ObjectName, L4Address] = field(default_factory=Waiting)

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from agent.lanes import Lane, parity
-from agent.rows import Cidr, NodeName, OwnKey, Path, Peer, PeerKey, UdpAddress
+from agent.rows import Cidr, NodeName, OwnKey, Peer, PeerKey, TakenLane, UdpAddress
 from clustermesh.model import ClusterName, IPAddress, IPNetwork
 
 from .cidrs import CidrKey
@@ -46,26 +46,28 @@ def peers(
             continue
         outside = {ip_network(claim.external) for _, claim in mine if claim.external}
         allowed = sorted({key.cidr for key, _ in mine} - outside, key=_order)
-        lanes = [
+        pairs = [
             (key, Lane(ours.parity, parity(key)), ours.age + age)
             for age, key in enumerate(keys.get(name, ()))
             if age == 0 or key not in published
             for ours in own_keys.values()
         ]
-        for key, lane, age in lanes:
+        for key, lane, age in pairs:
             peer = Peer(
                 name.cluster,
                 name.node,
                 UdpAddress(endpoint, lane.peer_port(port)),
                 tuple(allowed),
-                keepalive or (_KEEPALIVE if len(lanes) > 1 else 0),
+                keepalive or (_KEEPALIVE if len(pairs) > 1 else 0),
                 age,
             )
             found.setdefault(PeerKey(lane.device, key), peer)
     return found
 
 
-def paths(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> Mapping[NodeName, Path]:
+def lanes(
+    peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]
+) -> Mapping[NodeName, TakenLane]:
     """
     The lane to each node: the newest of those on which it has answered, else the oldest.
 
@@ -78,7 +80,9 @@ def paths(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> Mappi
         rank = (not has_answered, peer.age if has_answered else -peer.age)
         if name not in chosen or (rank, key) < chosen[name][:2]:
             chosen[name] = rank, key, peer
-    return {name: Path(key.device, peer.endpoint.ip) for name, (_, key, peer) in chosen.items()}
+    return {
+        name: TakenLane(key.device, peer.endpoint.ip) for name, (_, key, peer) in chosen.items()
+    }
 
 
 def all_have_moved(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> bool:

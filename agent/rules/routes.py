@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from agent.rows import Cidr, NodeName, Path, Route, Routing, Routings
+from agent.rows import Cidr, NodeName, Route, Routing, Routings, TakenLane
 from clustermesh.model import ClusterName, IPAddress, IPNetwork
 
 from .cidrs import CidrKey
@@ -36,13 +36,13 @@ def encrypted_routes(
     *,
     own: ClusterName,
     routings: Routings,
-    path: Callable[[NodeName], Path | None],
+    lane: Callable[[NodeName], TakenLane | None],
 ) -> Mapping[IPNetwork, Route]:
     """The same with encryption: straight over the WireGuard device that leads to the node."""
     claim = next(iter(rows.values()))
     if claim.refused or claim.closed or claim.is_node or claim.cluster == own:
         return {}
-    taken = path(NodeName(claim.cluster, claim.node))
+    taken = lane(NodeName(claim.cluster, claim.node))
     if taken is None:
         return {}
     return {

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 from agent.rows import Cidr, NodeName, OwnKey, Peer, PeerKey
 from agent.rules.cidrs import CidrKey, cidrs
-from agent.rules.peers import all_have_moved, paths, peers
+from agent.rules.peers import all_have_moved, lanes, peers
 from clustermesh.model import ClusterId, ClusterName, Node
 
 EAST = ClusterName("east")
@@ -115,11 +115,11 @@ def test_nobody_is_taken_for_a_node_whose_key_it_once_published() -> None:
 
 
 def test_while_keys_change_there_is_a_lane_for_every_pair() -> None:
-    lanes = [
+    shown = [
         line.partition(" every")[0]
         for line in show(found(WEST, keys={"west/a": (3, 2)}, ours=BOTH))
     ]
-    assert lanes == [
+    assert shown == [
         "cm_wg00 k2 west/a at 192.0.2.2:51871",
         "cm_wg01 k3 west/a at 192.0.2.2:51873",
         "cm_wg10 k2 west/a at 192.0.2.2:51872",
@@ -128,8 +128,8 @@ def test_while_keys_change_there_is_a_lane_for_every_pair() -> None:
 
 
 def taken(rows: Mapping[PeerKey, Peer], *answered: str) -> str:
-    chosen = paths(rows, [at for at in rows if at.device in answered])
-    return " ".join(path.device for path in chosen.values())
+    chosen = lanes(rows, [at for at in rows if at.device in answered])
+    return " ".join(lane.device for lane in chosen.values())
 
 
 def test_the_newest_lane_that_works_is_taken_and_until_then_the_oldest() -> None:
