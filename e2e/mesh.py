@@ -27,7 +27,6 @@ import yaml
 from agent.kernel import inspect
 from clustermesh.cli.client import AGENT, get
 from clustermesh.cli.maps import read_maps
-from clustermesh.etcd import Etcd, EtcdConfig, read_config
 from clustermesh.model import L4Address
 from clustermesh.sandbox import process
 from clustermesh.sandbox.daemons import Part, World, load, search_path
@@ -309,20 +308,26 @@ class Mesh:
         ips: list[str] = yaml.safe_load(file.read_text())["spec"]["clusterIPs"]
         return ips
 
-    def etcd(self, cluster: str, ask: Callable[[Etcd], Any]) -> Any:
-        """What the coroutine function `ask` gives, as the administrator of a cluster's etcd."""
-        import asyncio  # noqa: PLC0415 - a loop is made for each call, in a thread of its own
+    def etcdctl(self, cluster: str, *command: str, value: bytes = b"") -> bytes:
+        """
+        What etcdctl prints, as the administrator of a cluster's etcd; `value` is its input.
 
-        base = read_config(self.world.sandbox.directory / cluster / "etcd.yaml")
+        A process of its own: gRPC connects in threads that it keeps, and those of this process
+        may be in the network of another sandbox.
+        """
         store = self.world.sandbox.directory / cluster / "certs"
-        config = EtcdConfig(base.endpoints, base.ca, store / "admin.crt", store / "admin.key")
-
-        async def body() -> Any:
-            async with Etcd(config) as etcd:
-                return await ask(etcd)
-
-        control = self.world.sandbox.cluster(cluster).control
-        return run_inside(self.world.sandbox.namespace(control), lambda: asyncio.run(body()))
+        user = [f"--cacert={store}/ca.crt", f"--cert={store}/admin.crt", f"--key={store}/admin.key"]
+        etcdctl = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints=https://127.0.0.1:2379", *user]
+        place = self.world.sandbox.cluster(cluster).control.place
+        done = subprocess.run(
+            self._inside(place, [*etcdctl, *command]),
+            check=True,
+            env=_environment(),
+            input=value,
+            stdout=subprocess.PIPE,
+            timeout=30,
+        )
+        return done.stdout
 
     def save(self, directory: Path) -> None:
         """Write down everything there is to know, for somebody who looks for a cause."""

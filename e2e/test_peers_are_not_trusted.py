@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from clustermesh.etcd import Etcd
-
 from .conftest import NewMesh
 from .mesh import Calls, KernelWatch, Mesh, eventually, service
 
@@ -73,7 +71,7 @@ def test_a_row_that_is_not_the_peers_is_skipped_counted_and_named(
         "services": (f"{STATE}/services/v1/cluster2/default/", "echo", "name"),
         "nodes": (f"{STATE}/nodes/v1/cluster2/", "node1", "Name"),
     }[kind]
-    good = json.loads(_get(mesh, "cluster2", f"{prefix}{name}".encode()) or b"")
+    good = json.loads(_get(mesh, "cluster2", f"{prefix}{name}".encode()))
     bad = json.dumps({**good, field: "bad", **change})
     with _traffic(mesh):
         _put(mesh, "cluster2", f"{prefix}bad".encode(), bad.encode())
@@ -232,7 +230,7 @@ def _traffic(mesh: Mesh) -> Iterator[None]:
 
 def _service_with_backend(mesh: Mesh, name: str, ip: str) -> None:
     key = f"{STATE}/services/v1/cluster2/default/{name}".encode()
-    row = json.loads(_get(mesh, "cluster2", key) or b"")
+    row = json.loads(_get(mesh, "cluster2", key))
     row["backends"][ip] = next(iter(row["backends"].values()))
     _put(mesh, "cluster2", key, json.dumps(row).encode())
 
@@ -252,16 +250,12 @@ def _ipcache(mesh: Mesh, node: str) -> dict[str, dict[str, Any]]:
     return {row["prefix"]: row for row in mesh.maps(node)["ipcache"]}
 
 
-def _get(mesh: Mesh, cluster: str, key: bytes) -> bytes | None:
-    async def ask(etcd: Etcd) -> bytes | None:
-        return await etcd.get(key)
-
-    found: bytes | None = mesh.etcd(cluster, ask)
-    return found
+def _get(mesh: Mesh, cluster: str, key: bytes) -> bytes:
+    return mesh.etcdctl(cluster, "get", key.decode(), "--print-value-only").removesuffix(b"\n")
 
 
 def _put(mesh: Mesh, cluster: str, key: bytes, value: bytes | None) -> None:
-    async def ask(etcd: Etcd) -> None:
-        await (etcd.delete(key) if value is None else etcd.put(key, value))
-
-    mesh.etcd(cluster, ask)
+    if value is None:
+        mesh.etcdctl(cluster, "del", key.decode())
+    else:
+        mesh.etcdctl(cluster, "put", key.decode(), value=value)

@@ -185,6 +185,23 @@ async def test_an_etcd_that_is_replaced_by_an_empty_one_takes_nothing_away(
     assert "[]" not in seen  # at no time
 
 
+async def test_an_etcd_that_another_cluster_was_set_up_in_takes_nothing_away(
+    own_etcd_server: EtcdServer, agent: Agent
+) -> None:
+    reader = agent.reader(pace=Pace(look_every=3.0))  # a listing comes before the look
+    async with running(reader.run(own_etcd_server.config)):
+        async with peer_in(own_etcd_server) as west:
+            await west.publish()
+            await until(lambda: reader.status().state is RemoteState.READY)
+        own_etcd_server.stop()
+        own_etcd_server.wipe()
+        own_etcd_server.start()
+        async with peer_in(own_etcd_server, number=1) as impostor:  # our own id
+            await impostor.publish()
+            await until(lambda: reader.status().state is RemoteState.REFUSED)
+            assert counts(reader) == ALL
+
+
 class Witness:
     """Writes down every state of the backends that the cluster west ever had."""
 

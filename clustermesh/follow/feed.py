@@ -5,6 +5,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from clustermesh import kinds
+from clustermesh.errors import BadRowError
 from clustermesh.etcd import Etcd, Health, etcd_source
 from clustermesh.kinds import Kind, Owner
 from clustermesh.model import ClusterConfig
@@ -25,12 +27,16 @@ class Feed(Generic[K, V]):
     health: Health
 
     async def run(self, etcd: Etcd, owner: Owner, config: ClusterConfig) -> None:
-        """Follow forever. Nothing is listed, so nothing swept away, before the canary is there."""
+        """
+        Follow forever. Nothing is listed, so nothing swept away, before the canary is there.
+
+        Nor while the cluster is another one than `config` says, as it may be when its etcd was
+        replaced: all its rows would be bad. Whoever runs this has to find that out.
+        """
         prefix = self.kind.prefix(owner.cluster, cached=config.cached)
-        canary = self.kind.canary(owner.cluster, cached=config.cached).encode()
 
         async def before_listing() -> None:
-            while config.synced_canaries and await etcd.get(canary) is None:  # noqa: ASYNC110
+            while not await self._is_complete(etcd, config, owner):  # noqa: ASYNC110
                 await asyncio.sleep(CANARY_EVERY)
 
         def decode_key(key: bytes) -> K:
@@ -51,3 +57,13 @@ class Feed(Generic[K, V]):
             ),
             self.writer,
         )
+
+    async def _is_complete(self, etcd: Etcd, config: ClusterConfig, owner: Owner) -> bool:
+        canary = self.kind.canary(owner.cluster, cached=config.cached)
+        if config.synced_canaries and await etcd.get(canary.encode()) is None:
+            return False
+        value = await etcd.get(kinds.cluster_config_key(owner.cluster).encode())
+        try:
+            return value is not None and kinds.decode_cluster_config(value) == config
+        except BadRowError:
+            return False
