@@ -157,6 +157,7 @@ class BpfNode:
         self._datapath = Datapath.open(
             settings.bpffs,
             max_connected_clusters=settings.max_connected_clusters,
+            tunnel=settings.tunnel,
             fast_path=settings.fast_path == "on",
         )
         self._open.callback(self._datapath.close)

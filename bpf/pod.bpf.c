@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "fast.h"
+#include "outer.h"
 #include "types.h"
 
 /* Whether the pod at this device has the source address, and means us to route the packet. */
@@ -55,21 +56,6 @@ static __always_inline bool is_fast_out(const struct packet *packet, const struc
 	return known->seen_in;
 }
 
-/* Hand it to the neighbour that the route leads to, as the host's stack would. */
-static __always_inline int send_to_neighbour(struct __sk_buff *skb, long found,
-					     struct bpf_fib_lookup *fib)
-{
-	struct bpf_redir_neigh next = { .nh_family = fib->family };
-
-	if (found == BPF_FIB_LKUP_RET_NO_NEIGH) {
-		__builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, sizeof(next.ipv6_nh));
-		return bpf_redirect_neigh(fib->ifindex, &next, sizeof(next), 0);
-	}
-	if (set_macs(skb, fib->dmac, fib->smac))
-		return TC_ACT_SHOT;
-	return bpf_redirect(fib->ifindex, 0);
-}
-
 SEC("tc")
 int pod_ingress(struct __sk_buff *skb)
 {
@@ -79,7 +65,7 @@ int pod_ingress(struct __sk_buff *skb)
 	const enum medium *medium;
 	struct flow_key key;
 	__u32 device;
-	long found;
+	long found, sent;
 	int size;
 
 	size = parse_ip(skb, ETH_HLEN, &packet);
@@ -102,9 +88,10 @@ int pod_ingress(struct __sk_buff *skb)
 	if (decrement_ttl(skb, &packet))
 		return TC_ACT_SHOT; /* no memory */
 	count_fast(skb, DIRECTION_EGRESS);
-	if (*medium == MEDIUM_TUNNEL)
-		return bpf_redirect(device, 0); /* to tunnel_egress, which knows the node */
-	return send_to_neighbour(skb, found, &fib);
+	if (*medium == MEDIUM_UNDERLAY)
+		return to_next_hop(&fib);
+	sent = send_over(skb, &packet);
+	return sent == PASS ? bpf_redirect(device, 0) : sent;
 }
 
 SEC("tc")

@@ -143,7 +143,7 @@ static __noinline int count_tunnel(struct __sk_buff *skb, enum direction directi
 {
 	__u32 key = direction;
 
-	count_traffic(bpf_map_lookup_elem(&counters, &key), skb);
+	count_traffic(bpf_map_lookup_elem(&counters, &key), skb->len);
 	return 0;
 }
 

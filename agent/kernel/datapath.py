@@ -30,6 +30,7 @@ from agent.kernel.fast_path import FLOWS, FastPath
 from agent.kernel.layouts import Direction, DropReason
 from agent.kernel.links import AttachType
 from agent.kernel.pins import Limits, Pins
+from agent.kernel.tunnel import Tunnel
 from clustermesh.errors import UserError
 from clustermesh.model import ClusterId
 
@@ -92,6 +93,7 @@ class Datapath:
         limits: Limits | None = None,
         *,
         max_connected_clusters: int = 255,
+        tunnel: Tunnel | None = None,
         fast_path: bool = False,
     ) -> Datapath:
         """
@@ -124,7 +126,7 @@ class Datapath:
             datapath = cls(pins_, limits, *loaded)
             if fast_path:
                 path, attached = _OBJECTS / "pod.bpf.o", datapath._attached
-                datapath.fast = FastPath(path, pins_, limits, attached)
+                datapath.fast = FastPath(path, pins_, limits, attached, tunnel or Tunnel())
             undo.pop_all()
             return datapath
 

@@ -12,6 +12,7 @@ from agent.kernel.bpf import Object
 from agent.kernel.layouts import Medium
 from agent.kernel.links import AttachType
 from agent.kernel.pins import Limits, Pins
+from agent.kernel.tunnel import Tunnel, TunnelProtocol
 
 FLOWS: Final = 131_072
 """Connections that it remembers, 14 MB. Those beyond go through the host's stack."""
@@ -23,7 +24,9 @@ _UNDERLAY: Final = "underlay_ingress"
 class FastPath:
     """What pods send and get past the host's stack. Part of a `Datapath`."""
 
-    def __init__(self, path: Path, pins: Pins, limits: Limits, attached: set[str]) -> None:
+    def __init__(
+        self, path: Path, pins: Pins, limits: Limits, attached: set[str], tunnel: Tunnel
+    ) -> None:
         """
         Load the object `path`, with the maps that the tunnel's programs use too.
 
@@ -33,7 +36,11 @@ class FastPath:
         Raises:
             OSError: the kernel does not take the programs.
         """
-        self._object = Object(path, pins.maps, settings={}, max_entries=limits.sizes())
+        settings = {
+            "tunnel_port": struct.pack("!H", tunnel.port),
+            "is_geneve": bytes([tunnel.protocol is TunnelProtocol.GENEVE]),
+        }
+        self._object = Object(path, pins.maps, settings=settings, max_entries=limits.sizes())
         self.pods: Final = self._object.map("pods")
         self.flows: Final = self._object.map("flows")
         self._media = self._object.map("media")

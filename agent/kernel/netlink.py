@@ -26,7 +26,7 @@ from .monitor import RouteMonitor
 from .pyroute import AsyncIPRoute, NetlinkError
 from .route_messages import PROTOCOL, TABLE
 from .routes import RouteSocket, has_ipv6
-from .tunnel import TUNNELS, Tunnel, is_ours
+from .tunnel import TUNNELS, Tunnel, disable_gro, is_ours
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class Netlink:
                 await self.ip.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP)
             if link["state"] != "up":
                 await self.ip.link("set", index=index, state="up")
+        disable_gro(tunnel.device)
         await self._be_loose(tunnel.device, index)
         return index
 

@@ -7,8 +7,12 @@ so it has no peers of its own, and its kind only says what the bytes in front lo
 
 from __future__ import annotations
 
+import array
 import enum
 import errno
+import fcntl
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +29,9 @@ class TunnelProtocol(enum.StrEnum):
 OVERHEAD: Final = {4: 50, 6: 70}
 """Bytes that a tunnel adds, by IP version of the outside: inner Ethernet 14, header 8, UDP 8, IP.
 A Geneve header is as long as VXLAN's: we add no options."""
+
+# linux/sockios.h, linux/ethtool.h
+_SIOCETHTOOL, _ETHTOOL_SGRO = 0x8946, 0x2C
 
 _DEFAULT_PORTS: Final = {TunnelProtocol.VXLAN: 8472, TunnelProtocol.GENEVE: 6081}  # as Cilium's
 
@@ -100,3 +107,18 @@ TUNNELS: Final = tuple(map(Tunnel, TunnelProtocol))
 def is_ours(link: Any, tunnel: Tunnel) -> bool:
     """Whether the device that has the tunnel's name is of its kind."""
     return bool(link.get(("linkinfo", "kind")) == tunnel.protocol)
+
+
+def disable_gro(device: str) -> None:
+    """
+    Have packets of a tunnel device not merged again, after the underlay's device has tried to.
+
+    It costs each packet a turn in a queue, and merges nothing that was not merged before.
+
+    Raises:
+        OSError: ENODEV, there is no such device in this network namespace.
+    """
+    value = array.array("I", (_ETHTOOL_SGRO, 0))  # struct ethtool_value
+    request = struct.pack("16sP16x", device.encode(), value.buffer_info()[0])  # struct ifreq
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_:
+        fcntl.ioctl(any_, _SIOCETHTOOL, request)

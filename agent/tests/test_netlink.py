@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from ipaddress import ip_address, ip_network
 from itertools import islice
 from pathlib import Path
@@ -40,6 +39,7 @@ def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
         assert "udp6zerocsumtx udp6zerocsumrx" in shown
         assert Path(f"/proc/sys/net/ipv4/conf/{VXLAN.device}/rp_filter").read_text() == "2\n"
         assert "scope host" in sh(f"ip -4 address show {VXLAN.device}"), "or it is strict"
+        assert "generic-receive-offload: off" in sh(f"ethtool -k {VXLAN.device}")
 
     in_namespace(body)
 
@@ -135,20 +135,15 @@ def test_forwarding_goes_on_and_router_advertisements_are_still_heard() -> None:
 
 
 @pytest.mark.parametrize(("within", "length"), [("10.0.0.0/8", 26), ("fd00::/32", 64)])
-def test_50_000_routes_are_added_read_and_deleted_within_seconds(within: str, length: int) -> None:
+def test_50_000_routes_are_added_read_and_deleted(within: str, length: int) -> None:
     async def body(netlink: Netlink) -> None:
         device = KernelRoute(VXLAN.device, mtu=1450)
         await netlink.ensure_tunnel_device(1450, VXLAN)
         wanted = dict.fromkeys(prefixes(within, length, 50_000), device)
-        begin = time.monotonic()
         assert await netlink.routes.apply(wanted, []) == {}
-        added = time.monotonic() - begin
         assert await netlink.routes.dump() == wanted
-        begin = time.monotonic()
         assert await netlink.routes.apply({}, wanted) == {}
-        deleted = time.monotonic() - begin
         assert await netlink.routes.dump() == {}
-        assert max(added, deleted) < 2.0
 
     in_namespace(body)
 

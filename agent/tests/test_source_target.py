@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Network, ip_network
 from itertools import islice
@@ -156,17 +155,15 @@ def test_without_nft_the_cause_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     asyncio.run(body(Nftables()))
 
 
-def test_50_000_prefixes_are_added_and_deleted_within_seconds() -> None:
+def test_50_000_prefixes_are_added_and_deleted() -> None:
     async def body(nftables: Nftables) -> None:
         wanted: frozenset[IPNetwork] = frozenset(
             islice(IPv4Network("20.0.0.0/8").subnets(new_prefix=26), 50_000)
         )
-        begin = time.monotonic()
         await nftables.prepare()
         await nftables.apply(wanted, ())
         assert await nftables.prepare() == wanted
         await nftables.apply((), wanted)
         assert await nftables.prepare() == frozenset()
-        assert time.monotonic() - begin < 10
 
     with_nftables(body)

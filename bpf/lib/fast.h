@@ -125,6 +125,7 @@ static __always_inline int parse_ip(struct __sk_buff *skb, __u32 at, struct pack
 	__builtin_memcpy(packet->source, &ip6.saddr, sizeof(ip6.saddr));
 	__builtin_memcpy(packet->destination, &ip6.daddr, sizeof(ip6.daddr));
 	packet->protocol = ip6.nexthdr;
+	packet->tos = ip6.priority << 4 | ip6.flow_lbl[0] >> 4;
 	packet->ttl = ip6.hop_limit;
 	return sizeof(ip6);
 }
@@ -226,6 +227,16 @@ static __always_inline long route(struct __sk_buff *skb, const struct packet *pa
 	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
 }
 
+/* Hand it to the neighbour that a route leads to, which the kernel looks for if it has to. */
+static __always_inline long to_next_hop(const struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh next = { .nh_family = fib->family };
+
+	/* An IPv4 address is at the same place. */
+	__builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, sizeof(next.ipv6_nh));
+	return bpf_redirect_neigh(fib->ifindex, &next, sizeof(next), 0);
+}
+
 static __always_inline bool leads_to(long found, const struct bpf_fib_lookup *fib, __u32 device)
 {
 	return (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH) &&
@@ -236,7 +247,7 @@ static __always_inline void count_fast(struct __sk_buff *skb, enum direction dir
 {
 	__u32 key = direction;
 
-	count_traffic(bpf_map_lookup_elem(&fast_counters, &key), skb);
+	count_traffic(bpf_map_lookup_elem(&fast_counters, &key), skb->len);
 }
 
 /*

@@ -42,10 +42,10 @@ static __always_inline struct ipcache_entry *ipcache_lookup(const __be32 ip[4])
 	return bpf_map_lookup_elem(&ipcache, &key);
 }
 
-static __always_inline void count_traffic(struct traffic *traffic, const struct __sk_buff *skb)
+static __always_inline void count_traffic(struct traffic *traffic, __u32 bytes)
 {
 	if (!traffic)
 		return;
 	__sync_fetch_and_add(&traffic->packets, 1);
-	__sync_fetch_and_add(&traffic->bytes, skb->len);
+	__sync_fetch_and_add(&traffic->bytes, bytes);
 }

@@ -5,6 +5,7 @@ Two nodes with a pod each, and every kind of packet that a pod can send: past th
 
     10.1.0.5, fd00:1::5    by the tunnel    10.2.0.7, fd00:2::7
     10.3.0.5, fd00:3::5    directly         10.4.0.7, fd00:4::7
+    10.7.0.5, fd00:7::5    by the tunnel    10.8.0.7, fd00:8::7   IPv6 outside
 
 Frames are made here to the byte, and looked at where they come out of the other pod's device. Which
 way they took is what each node counts.
@@ -46,20 +47,34 @@ TOKEN: Final = b"the data"
 
 TUNNEL4, DIRECT4 = ("10.1.0.5", "10.2.0.7"), ("10.3.0.5", "10.4.0.7")
 TUNNEL6, DIRECT6 = ("fd00:1::5", "fd00:2::7"), ("fd00:3::5", "fd00:4::7")
-WAYS: Final = {"tunnel 4": TUNNEL4, "tunnel 6": TUNNEL6, "direct 4": DIRECT4, "direct 6": DIRECT6}
+OVER6: Final = {
+    "tunnel 4 over 6": ("10.7.0.5", "10.8.0.7"),
+    "tunnel 6 over 6": ("fd00:7::5", "fd00:8::7"),
+}
+WAYS: Final = {
+    "tunnel 4": TUNNEL4,
+    "tunnel 6": TUNNEL6,
+    **OVER6,
+    "direct 4": DIRECT4,
+    "direct 6": DIRECT6,
+}
 
 EAST_SEES: Final = {
-    **{f"10.{n}.0.5/32": (EAST_POD, None) for n in (1, 3)},
-    **{f"fd00:{n}::5/128": (EAST_POD, None) for n in (1, 3)},
+    **{f"10.{n}.0.5/32": (EAST_POD, None) for n in (1, 3, 7)},
+    **{f"fd00:{n}::5/128": (EAST_POD, None) for n in (1, 3, 7)},
     **{f"10.{n}.0.0/16": (WEST_POD, "192.0.2.2") for n in (2, 4, 9)},
     **{f"fd00:{n}::/64": (WEST_POD, "192.0.2.2") for n in (2, 4)},
+    "10.8.0.0/16": (WEST_POD, "2001:db8::2"),
+    "fd00:8::/64": (WEST_POD, "2001:db8::2"),
     "192.0.2.2/32": (REMOTE_NODE, "192.0.2.2"),
 }
 WEST_SEES: Final = {
     **{f"10.{n}.0.0/16": (EAST_POD, "192.0.2.1") for n in (1, 3, 5)},
     **{f"fd00:{n}::/64": (EAST_POD, "192.0.2.1") for n in (1, 3)},
-    **{f"10.{n}.0.7/32": (WEST_POD, None) for n in (2, 4)},
-    **{f"fd00:{n}::7/128": (WEST_POD, None) for n in (2, 4)},
+    "10.7.0.0/16": (EAST_POD, "2001:db8::1"),
+    "fd00:7::/64": (EAST_POD, "2001:db8::1"),
+    **{f"10.{n}.0.7/32": (WEST_POD, None) for n in (2, 4, 8)},
+    **{f"fd00:{n}::7/128": (WEST_POD, None) for n in (2, 4, 8)},
 }
 
 
@@ -71,6 +86,7 @@ class Send(NamedTuple):
     flags: int = SYN
     port: int = 40000
     ttl: int = 64
+    tos: int = 0
     size: int = 8  # of the data
     options: bytes = b""
     fragment: int = 0  # flags and offset
@@ -190,7 +206,7 @@ def set_up(made: Node, pod: Node, number: int) -> None:
         f"ip address add 2001:db8::{number}/64 dev wire nodad",
         "sysctl -qw net.ipv6.conf.wire.accept_dad=0",  # routers look for neighbours from fe80::
         "ip link set wire up",
-        "ip link add cm_vxlan type vxlan external dstport 8472",
+        "ip link add cm_vxlan type vxlan external dstport 8472 udp6zerocsumrx",
         "ip link set cm_vxlan arp off addrgenmode none mtu 1450 up",
         f"ip link add veth address {NODE_MAC} type veth peer name eth0 address {POD_MAC}"
         f" netns {pod.pid}",
@@ -198,13 +214,15 @@ def set_up(made: Node, pod: Node, number: int) -> None:
         "sysctl -qw net.ipv4.conf.veth.rp_filter=1",
         f"ip route add 10.{other}.0.0/16 dev cm_vxlan",
         f"ip route add fd00:{other}::/64 dev cm_vxlan",
+        f"ip route add 10.{other + 6}.0.0/16 dev cm_vxlan mtu 1430",
+        f"ip route add fd00:{other + 6}::/64 dev cm_vxlan mtu 1430",
         f"ip route add 10.{other + 2}.0.0/16 via 192.0.2.{other}",
         f"ip route add fd00:{other + 2}::/64 via 2001:db8::{other}",
         "ip route add unreachable 10.9.0.0/16",
     )
     # The pod's own stack has no addresses, so it answers nothing.
     pod.run("ip link set eth0 arp off addrgenmode none up")
-    for n in (number, number + 2):
+    for n in (number, number + 2, number + 6):
         for address in (f"10.{n}.0.{host}", f"fd00:{n}::{host}"):
             made.run(
                 f"ip route add {address} dev veth",
@@ -227,6 +245,19 @@ def test_a_neighbour_that_is_not_resolved_is_looked_for(way: str, mesh: Mesh) ->
         made.do(forget_flows)
     mesh.nodes["east"].run("ip neighbour flush dev wire")
     assert travel(mesh, Send(way)) == "fast fast 62"
+
+
+@pytest.mark.parametrize("ecn", range(4))
+@pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("tunnel")])
+def test_what_goes_out_is_what_the_tunnel_device_would_send(way: str, ecn: int, mesh: Mesh) -> None:
+    for made in mesh.nodes.values():
+        made.do(forget_flows)
+    before = mesh.nodes["east"].do(sent_by_tunnel)
+    ours = on_the_wire(mesh, Send(way, tos=ecn))
+    assert mesh.nodes["east"].do(sent_by_tunnel) == before
+    theirs = on_the_wire(mesh, Send(way, tos=ecn, flags=ACK, port=40001))
+    assert mesh.nodes["east"].do(sent_by_tunnel) == before + 1
+    assert ours == theirs
 
 
 def test_where_another_device_has_the_address_by_now_the_stack_takes_over(mesh: Mesh) -> None:
@@ -258,9 +289,9 @@ def travel(mesh: Mesh, send: Send) -> str:
     """How a frame left its node, how it entered the other, and its TTL when it came out there."""
     origin, goal = ("west", "east") if send.back else ("east", "west")
     before = {name: inspect.fast_counters(path) for name, path in mesh.bpffs.items()}
-    mesh.pods[goal].do(listen)
+    mesh.pods[goal].do(listen, "eth0")
     mesh.pods[origin].do(emit, frame(send))
-    ttl = mesh.pods[goal].do(heard, 0.3)
+    ttl = mesh.pods[goal].do(ttl_heard, 0.3)
     after = {name: inspect.fast_counters(path) for name, path in mesh.bpffs.items()}
 
     def is_fast(name: str, way: Direction) -> bool:
@@ -269,6 +300,21 @@ def travel(mesh: Mesh, send: Send) -> str:
     out = "fast" if is_fast(origin, Direction.EGRESS) else "stack"
     into = "fast" if is_fast(goal, Direction.INGRESS) else "stack" if ttl else "-"
     return f"{out} {into} {ttl or '-'}"
+
+
+def on_the_wire(mesh: Mesh, send: Send) -> bytes:
+    """The headers that east puts in front, without what differs from packet to packet."""
+    mesh.nodes["west"].do(listen, "wire")
+    mesh.pods["east"].do(emit, frame(send))
+    data = mesh.nodes["west"].do(heard, 5.0)
+    assert data is not None
+    size = 14 + (40 if data[12:14] == b"\x86\xdd" else 20)
+    ip, udp, rest = bytearray(data[14:size]), bytearray(data[size : size + 8]), data[size + 8 :]
+    if size == 14 + 20:
+        assert checksum(bytes(ip)) == 0
+        ip[4:6] = ip[10:12] = bytes(2)  # what fragments go by, and the checksum
+    udp[0:2] = bytes(2)  # the connection's
+    return data[12:14] + ip + udp + rest[:8]
 
 
 def frame(send: Send) -> bytes:
@@ -292,13 +338,13 @@ def frame(send: Send) -> bytes:
             head = struct.pack("!BBHI", kind, 0, 0, 0) + about
     rest = head + data
     if source.version == 6:
-        ip = struct.pack("!IHBB", 0x60000000, len(rest), number, send.ttl)
+        ip = struct.pack("!IHBB", 0x60000000 | send.tos << 20, len(rest), number, send.ttl)
         ip += source.packed + destination.packed
     else:
         first = 0x45 + len(send.options) // 4
         length = 20 + len(send.options) + len(rest)
         fragment = send.fragment or 0x4000
-        parts = [first, 0, length, 1, fragment, send.ttl, number]
+        parts = [first, send.tos, length, 1, fragment, send.ttl, number]
         ends4 = source.packed + destination.packed + send.options
         ip = struct.pack("!BBHHHBBH", *parts, 0) + ends4
         ip = struct.pack("!BBHHHBBH", *parts, checksum(ip)) + ends4
@@ -358,11 +404,18 @@ def forget_flows() -> None:
     flows.delete(keys)
 
 
-def listen() -> None:
-    """Look at what comes out of the pod's device."""
+def sent_by_tunnel() -> int:
+    """How many packets the tunnel device has sent."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    (fields,) = (line.split() for line in lines if line.lstrip().startswith("cm_vxlan:"))
+    return int(fields[10])  # the second of what is sent
+
+
+def listen(device: str) -> None:
+    """Look at what comes to a device."""
     global _wire  # noqa: PLW0603
     _wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x3))
-    _wire.bind(("eth0", 0))
+    _wire.bind((device, 0))
 
 
 def emit(made: bytes) -> None:
@@ -372,8 +425,8 @@ def emit(made: bytes) -> None:
         wire.send(made)
 
 
-def heard(seconds: float) -> int | None:
-    """The TTL of the frame that came, if one did."""
+def heard(seconds: float) -> bytes | None:
+    """The frame that came, if one did."""
     deadline = time.monotonic() + seconds
     with _wire:
         while (left := deadline - time.monotonic()) > 0:
@@ -383,6 +436,14 @@ def heard(seconds: float) -> int | None:
             except TimeoutError:
                 break
             if TOKEN in data and kind != socket.PACKET_OUTGOING:
-                assert data[:12] == bytes.fromhex((POD_MAC + NODE_MAC).replace(":", ""))
-                return int(data[14 + 7] if data[12:14] == b"\x86\xdd" else data[14 + 8])
+                return data
     return None
+
+
+def ttl_heard(seconds: float) -> int | None:
+    """The TTL of the frame that came to the pod, if one did."""
+    data = heard(seconds)
+    if data is None:
+        return None
+    assert data[:12] == bytes.fromhex((POD_MAC + NODE_MAC).replace(":", ""))
+    return data[14 + 7] if data[12:14] == b"\x86\xdd" else data[14 + 8]
