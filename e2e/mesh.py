@@ -221,10 +221,17 @@ class Mesh:
 
     def connections_opened(self, place: str) -> int:
         """How often anybody in a place has tried to connect by TCP."""
+        return self._tcp_count(place, "ActiveOpens")
+
+    def segments_received(self, place: str) -> int:
+        """How many TCP segments have come to a place."""
+        return self._tcp_count(place, "InSegs")
+
+    def _tcp_count(self, place: str, name: str) -> int:
         namespace = self.world.sandbox.namespace(self.world.sandbox.find(place))
         text = run_inside(namespace, Path("/proc/thread-self/net/snmp").read_text)
         names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
-        return int(values[names.index("ActiveOpens")])
+        return int(values[names.index(name)])
 
     def table(self, node: str, name: str) -> list[Report]:
         """A table of a node's agent, with its failures seen to be none."""
