@@ -4,6 +4,9 @@ Which pods of this node sit on a veth, and on which: what the fast path has to k
 The kernel itself is asked, so that it does not matter which CNI has made them. A pod's address is
 resolved (ARP, NDP) on a veth, or on a bridge that knows behind which veth the MAC address is. A pod
 can claim what it likes there; that its address is also routed to that device is what counts.
+
+A veth whose other end is in this namespace too joins two parts of the node's own network: whatever
+is behind it, the fast path could not deliver there, and leaves it to the stack.
 """
 
 from __future__ import annotations
@@ -40,6 +43,12 @@ class _Link(NamedTuple):
     kind: str
     mac: str
     bridge: int  # that it is a port of, or 0
+    leads_elsewhere: bool  # its other end is in another network namespace
+
+    @property
+    def can_be_a_pods(self) -> bool:
+        """Whether it can be the node's end of a pod's link."""
+        return self.kind == "veth" and self.leads_elsewhere
 
 
 async def read_pods(
@@ -129,7 +138,7 @@ def _pod(
     if link is None or not entry["state"] & _VALID or not mac or not entry.get("dst"):
         return None
     port = ports.get((device, mac), 0) if link.kind == "bridge" else device
-    if port not in links or links[port].kind != "veth":
+    if port not in links or not links[port].can_be_a_pods:
         return None
     return Pod(port, device, mac, link.mac)
 
@@ -152,4 +161,5 @@ async def _device_of(ip: AsyncIPRoute, address: IPAddress) -> int:
 
 def _link(link: Any) -> _Link:
     kind = link.get(("linkinfo", "kind")) or ""
-    return _Link(kind, link.get("address") or "", link.get("master") or 0)
+    leads_elsewhere = link.get("link_netnsid") is not None
+    return _Link(kind, link.get("address") or "", link.get("master") or 0, leads_elsewhere)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from agent.kernel.pods import pod_changes, read_pods
 from agent.rows import Pod
 from agent.tests.netns import in_namespace, sh
 from clustermesh.model import IPAddress
+from clustermesh.sandbox.namespace import run_in_new, run_inside, unmount
 
 pytestmark = [
     pytest.mark.kernel,
@@ -37,19 +39,28 @@ def show(found: dict[IPAddress, Pod]) -> dict[str, str]:
     }
 
 
-def veth(name: str) -> None:
-    sh(f"ip link add {name} type veth peer name {name}-pod")
-    sh(f"ip link set {name}-pod up")
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Path]:
+    """A network namespace for the other ends of links."""
+    file = tmp_path / "netns"
+    run_in_new(lambda: None, keep=file)
+    yield file
+    unmount(file)
+
+
+def veth(name: str, pod: Path) -> None:
+    sh(f"ip link add {name} type veth peer name {name}-pod netns {pod}")
+    run_inside(pod, lambda: sh(f"ip link set {name}-pod up"))
     sh(f"ip link set {name} up")
 
 
-def test_pods_are_found_on_veths_of_their_own_and_behind_bridges() -> None:
+def test_pods_are_found_on_veths_of_their_own_and_behind_bridges(pod: Path) -> None:
     async def body(netlink: Netlink) -> None:
-        veth("v1")
+        veth("v1", pod)
         for address in ("10.1.1.5", "fd00:10:1:1::5"):
             sh(f"ip route add {address} dev v1")
             sh(f"ip neighbour add {address} lladdr {MAC.format(5)} dev v1")
-        veth("v2")
+        veth("v2", pod)
         sh("ip link add cni0 type bridge")
         sh("ip link set cni0 up")
         sh("ip link set v2 master cni0")
@@ -65,10 +76,10 @@ def test_pods_are_found_on_veths_of_their_own_and_behind_bridges() -> None:
     in_namespace(body)
 
 
-def test_whatever_is_no_pod_of_ours_on_a_veth_is_not_found() -> None:
+def test_whatever_is_no_pod_of_ours_on_a_veth_is_not_found(pod: Path) -> None:
     async def body(netlink: Netlink) -> None:
-        veth("v1")
-        veth("v2")
+        veth("v1", pod)
+        veth("v2", pod)
         sh("ip link add cni0 type bridge")
         sh("ip link set cni0 up")
         # Claimed on one device, routed to another.
@@ -82,16 +93,23 @@ def test_whatever_is_no_pod_of_ours_on_a_veth_is_not_found() -> None:
         sh("ip route add 10.1.1.8 dev cni0")
         sh(f"ip neighbour add 10.1.1.8 lladdr {MAC.format(8)} dev cni0")
         sh("ip route add 10.1.1.10 dev v1")
+        # Behind a veth that does not lead off this node, and behind something that is no veth.
+        sh("ip link add v3 type veth peer name v3-here")
+        sh("ip link add v4 link v3-here type macvlan mode bridge")
+        for number, device in ((11, "v3"), (12, "v3-here"), (13, "v4")):
+            sh(f"ip link set {device} up")
+            sh(f"ip route add 10.1.1.{number} dev {device}")
+            sh(f"ip neighbour add 10.1.1.{number} lladdr {MAC.format(number)} dev {device}")
         assert await read_pods(netlink.ip, CIDRS, {}) == {}
 
     in_namespace(body)
 
 
-def test_a_pod_stays_while_its_device_and_route_do_though_the_kernel_forgets_its_neighbour() -> (
-    None
-):
+def test_a_pod_stays_while_its_device_and_route_do_though_the_kernel_forgets_its_neighbour(
+    pod: Path,
+) -> None:
     async def body(netlink: Netlink) -> None:
-        veth("v1")
+        veth("v1", pod)
         sh("ip route add 10.1.1.5 dev v1")
         sh(f"ip neighbour add 10.1.1.5 lladdr {MAC.format(5)} dev v1")
         found = await read_pods(netlink.ip, CIDRS, {})
@@ -107,9 +125,9 @@ def test_a_pod_stays_while_its_device_and_route_do_though_the_kernel_forgets_its
     in_namespace(body)
 
 
-def test_a_pod_that_comes_is_heard_of_once() -> None:
+def test_a_pod_that_comes_is_heard_of_once(pod: Path) -> None:
     async def body(netlink: Netlink) -> None:
-        veth("v1")
+        veth("v1", pod)
         changes: AsyncIterator[None] = pod_changes()
         await anext(changes)
         sh(f"ip neighbour add 10.1.1.5 lladdr {MAC.format(5)} dev v1")
