@@ -7,11 +7,9 @@ node's cgroups: no program of ours is attached to them.
 
 from __future__ import annotations
 
-import errno
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -74,22 +72,23 @@ def seen_by_udp(namespace: Path, server: IPAddress, size: int) -> str:
 
 
 def told_mtu(namespace: Path, server: IPAddress) -> int:
-    """The largest packet that a UDP socket may send, as it is told when it sends full ones."""
+    """The largest packet that gets to a UDP server, as a socket that sends too much is told."""
 
     def body() -> int:
         level, discover, mtu, family = _OPTIONS[server.version]
         with socket.socket(family, socket.SOCK_DGRAM) as datagrams:
             datagrams.setsockopt(level, discover, _DO)
             datagrams.connect((str(server), _PORT))
+            datagrams.settimeout(_PATIENCE / _TRIES)
             for _ in range(_TRIES):
                 room = datagrams.getsockopt(level, mtu)
                 try:
                     datagrams.send(bytes(room - _WIDE + FULL[server.version]))
-                except OSError as error:  # the answer to the last one
-                    if error.errno != errno.EMSGSIZE:
-                        raise
-                time.sleep(_PATIENCE / 500)
-            return datagrams.getsockopt(level, mtu)
+                    datagrams.recv(65536)
+                except (TimeoutError, OSError):  # EMSGSIZE: it is told
+                    continue
+                return room
+        raise TimeoutError(f"no answer to {_TRIES} full datagrams")
 
     return _asked(namespace, body)
 

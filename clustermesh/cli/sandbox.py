@@ -61,7 +61,8 @@ def up(
         family: The versions of IP, of nodes and pods alike.
         api: The Kubernetes of each cluster: manifests in a directory, or a real API server with
             controllers (kube), whose programs `python -m clustermesh.sandbox.kube.programs` makes.
-        agent: NAME=VALUE, another setting of all agents, such as mtu=1400; may be repeated.
+        agent: NAME=VALUE, another setting of all agents, such as mtu=1400, or CLUSTER:NAME=VALUE,
+            of those of one cluster; may be repeated.
         mirror: Have apiservers copy the other clusters, and agents read nothing but the copies.
         connect: Connect every cluster with every other.
     """

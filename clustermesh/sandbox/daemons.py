@@ -437,7 +437,7 @@ class World:
             f"--state-dir={self.sandbox.state(node)}",
             f"--mesh-node-dir={self._manifests_dir(cluster)}",
             *(["--mirrored"] if self.sandbox.mirror else []),
-            *(f"--{setting}" for setting in self.sandbox.agent),
+            *(f"--{setting}" for setting in self.sandbox.settings(cluster)),
         ]
 
     def _control(self, cluster: Cluster, program: str) -> Part:

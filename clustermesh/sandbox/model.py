@@ -31,7 +31,7 @@ CGROUP: Final = PurePosixPath("clustermesh-sandbox")  # below the mount of cgrou
 UNDERLAY: Final = "underlay"
 
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
-_SETTING: Final = re.compile(r"[a-z][-a-z]*=")
+_SETTING: Final = re.compile(r"(?:([^:=]+):)?([a-z][-a-z]*=.*)", re.DOTALL)
 _LIMITS: Final = {"clusters": 99, "nodes": 200, "pods": 200}  # what the addresses have room for
 
 
@@ -158,7 +158,7 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
     encryption: str = "none"
     api: str = "dir"  # the Kubernetes side: manifests in a directory, or a real API server (kube)
     family: str = "dual"
-    agent: tuple[str, ...] = ()  # more settings of all agents: NAME=VALUE
+    agent: tuple[str, ...] = ()  # more settings of agents: NAME=VALUE, CLUSTER:NAME=VALUE
     mirror: bool = False  # agents read their own etcd only, where the others are copied
     root: Path = ROOT
 
@@ -183,6 +183,13 @@ class Sandbox(msgspec.Struct, frozen=True, dict=True):
         return tuple(
             _cluster(c, self.nodes, self.pods, self.versions) for c in range(1, self.clusters + 1)
         )
+
+    def settings(self, cluster: Cluster) -> Iterator[str]:
+        """More settings of the agents of a cluster: NAME=VALUE."""
+        for setting in self.agent:
+            of, name_and_value = _parse_setting(setting)
+            if of in {None, cluster.name}:
+                yield name_and_value
 
     def places(self) -> Iterator[Place]:
         """Every namespace but the underlay: control, nodes and pods, cluster by cluster."""
@@ -283,12 +290,25 @@ def sandbox(
         raise UserError(f"{family!r} is no family", hint=f"choose {', '.join(FAMILIES)}")
     if family != "dual" and api == "kube":
         raise UserError(f"--family {family} is not for real API servers", hint="use --api dir")
-    for setting in (given := tuple(agent)):
-        if not _SETTING.match(setting):
-            raise UserError(f"{setting!r} is no setting of an agent", hint="write NAME=VALUE")
-    return Sandbox(
-        name, clusters, nodes, pods, routing, encryption, api, family, given, mirror, root
+    made = Sandbox(
+        *(name, clusters, nodes, pods, routing, encryption, api, family),
+        *(tuple(agent), mirror, root),
     )
+    for setting in made.agent:
+        of, _ = _parse_setting(setting)
+        if of is not None:
+            made.cluster(of)
+    return made
+
+
+def _parse_setting(text: str) -> tuple[str | None, str]:
+    """The cluster whose agents have a setting, None for all, and the setting: NAME=VALUE."""
+    found = _SETTING.fullmatch(text)
+    if not found:
+        raise UserError(
+            f"{text!r} is no setting of an agent", hint="write NAME=VALUE, or CLUSTER:NAME=VALUE"
+        )
+    return found[1], found[2]
 
 
 def parse_name(name: str) -> str:

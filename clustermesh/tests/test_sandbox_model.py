@@ -84,6 +84,15 @@ def test_a_place_is_found_by_its_name_and_another_name_is_answered_with_what_the
         small.find("cluster7/node1")
 
 
+def test_a_setting_is_for_all_agents_or_for_those_of_a_cluster() -> None:
+    given = ["mtu=1400", "cluster2:cluster-routing=cluster1=direct", "listen=127.0.0.1:1"]
+    made = sandbox(agent=given)
+    assert {cluster.name: list(made.settings(cluster)) for cluster in made.members} == {
+        "cluster1": ["mtu=1400", "listen=127.0.0.1:1"],
+        "cluster2": ["mtu=1400", "cluster-routing=cluster1=direct", "listen=127.0.0.1:1"],
+    }
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -95,6 +104,8 @@ def test_a_place_is_found_by_its_name_and_another_name_is_answered_with_what_the
         ({"pods": -1}, "-1 pods are out of range (choose 0-200)"),
         ({"routing": "magic"}, "'magic' is no routing (choose tunnel, direct or native)"),
         ({"api": "magic"}, "'magic' is no Kubernetes API (choose dir or kube)"),
+        ({"agent": ["mtu"]}, "'mtu' is no setting of an agent (write NAME=VALUE, or CLUSTER:NAME="),
+        ({"agent": ["cluster9:mtu=1400"]}, "there is no cluster9 in sandbox default"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(wrong: dict[str, object], said: str) -> None:

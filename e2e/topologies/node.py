@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
-from clustermesh.sandbox.model import Addresses, Cluster, Node, Pod, Sandbox
+from clustermesh.sandbox.model import ROUTER, Cluster, Node, Pod, Sandbox
 from clustermesh.sandbox.namespace import run_inside
 
 from .topology import Layout, Topology
@@ -22,10 +21,6 @@ _SYSCTL: Final = Path("/proc/sys/net")
 _WORKLOAD_MAC: Final = "ee:ee:ee:ee:ee:ee"  # what Calico gives the node's end of each link
 _WORKLOAD_IPV6: Final = "fe80::ecee:eeff:feee:eeee"  # made of it
 _ARP_GATEWAY: Final = "169.254.1.1"
-
-_ROUTER: Final = Addresses(  # of the underlay, where nobody is
-    IPv4Address("172.30.255.254"), IPv6Address("fd00:30::ffff:fffe")
-)
 
 # What no node is without: iptables-legacy has the tables that were asked for once, for good.
 _LEGACY: Final = """\
@@ -150,8 +145,8 @@ def _links(node: Node, layout: Layout) -> Iterator[str]:
 
 def _own(node: Node, topology: Topology) -> Iterator[str]:
     """What the node has besides: a default route, as all have, and perhaps a tunnel of the CNI."""
-    yield f"route replace default via {_ROUTER.v4} dev eth0"
-    yield f"-6 route replace default via {_ROUTER.v6} dev eth0"
+    yield f"route replace default via {ROUTER.v4} dev eth0"
+    yield f"-6 route replace default via {ROUTER.v6} dev eth0"
     yield "link del vxlan.calico"
     if device := topology.tunnel_address:
         yield f"link add {device} type vxlan id 4096 local {node.addresses.v4} dstport 4789"

@@ -71,7 +71,7 @@ class Release:
             "cluster": {"name": self._cluster.name, "id": self._cluster.id},
             "agent": {
                 "routing": self._sandbox.routing,
-                "extraArgs": [f"--{setting}" for setting in self._sandbox.agent],
+                "extraArgs": [f"--{one}" for one in self._sandbox.settings(self._cluster)],
             },
             "encryption": {"enabled": self._sandbox.encryption != "none"},
             "tls": {"ca": ca},
