@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Final
 
 from agent.kernel.netlink import Netlink, device_index
-from agent.kernel.wireguard.driver import Device, Driver, PeerConfig, PeerState
+from agent.kernel.wireguard.driver import Device, Driver, PeerChange, PeerConfig, PeerState
 from agent.lanes import LANES, Lane, lane_of
 from agent.rows import Peer, PeerKey, UdpAddress
 from clustermesh.model import IPAddress
@@ -84,12 +84,7 @@ class PeerTarget:
             if not mine and not gone:
                 continue
             try:
-                if mine:
-                    if device not in there:
-                        await self._driver.create(device)
-                        self._forget(device)
-                    await self._ensure(device, await self._driver.read(device))
-                changes = {key: self._news(PeerKey(device, key), c) for key, c in mine.items()}
+                changes = await self._changes(device, mine, made=device not in there)
                 errors = await self._driver.put_peers(device, changes, gone)
             except (OSError, KeyError) as error:
                 reason = error if isinstance(error, OSError) else OSError(f"no key for {device}")
@@ -119,6 +114,27 @@ class PeerTarget:
         """Remove the devices that nobody is at the other end of."""
         for device in await self.devices() - set(in_use):
             await self._netlink.remove_device(device)
+
+    async def _changes(
+        self, device: str, wanted: Mapping[str, PeerConfig], *, made: bool
+    ) -> Mapping[str, PeerChange]:
+        """
+        What has to be written for peers of a device, which is then as it should be.
+
+        Args:
+            made: it is not there yet, and has to be made.
+        """
+        if not wanted:
+            return {}
+        if made:
+            await self._driver.create(device)
+            self._forget(device)
+        state = await self._driver.read(device)
+        await self._ensure(device, state)
+        return {
+            key: self._news(PeerKey(device, key), config, state.peers.get(key))
+            for key, config in wanted.items()
+        }
 
     async def _ensure(self, device: str, state: Device) -> None:
         """Have a device that is there as it should be."""
@@ -154,11 +170,18 @@ class PeerTarget:
         self._configured[key] = wanted.endpoint
         return PeerConfig(wanted.endpoint, config.allowed_ips, config.keepalive)
 
-    def _news(self, key: PeerKey, config: PeerConfig) -> PeerConfig:
-        """What to write: the endpoint only if it is another than the one configured last."""
-        if self._configured.get(key) == config.endpoint:
-            return PeerConfig(None, config.allowed_ips, config.keepalive)
-        return config
+    def _news(self, key: PeerKey, config: PeerConfig, state: PeerState | None) -> PeerChange:
+        """
+        What to write: the endpoint only if it is another than the one configured last.
+
+        And all prefixes anew only if the peer has one too many: meanwhile it has none.
+        """
+        endpoint = None if self._configured.get(key) == config.endpoint else config.endpoint
+        has = state.config.allowed_ips if state else ()
+        if set(has) <= set(config.allowed_ips):
+            missing = tuple(ip for ip in config.allowed_ips if ip not in has)
+            return PeerChange(endpoint, missing, config.keepalive)
+        return PeerChange(endpoint, config.allowed_ips, config.keepalive, only=True)
 
 
 def _is_silent(state: PeerState) -> bool:

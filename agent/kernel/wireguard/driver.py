@@ -14,9 +14,23 @@ from clustermesh.model import IPNetwork
 class PeerConfig(msgspec.Struct, frozen=True, gc=False):
     """A peer as it is to be."""
 
-    endpoint: UdpAddress | None  # None, when it is put: as it is
+    endpoint: UdpAddress | None
     allowed_ips: tuple[IPNetwork, ...]  # sorted
     keepalive: int  # seconds; 0: none
+
+
+class PeerChange(msgspec.Struct, frozen=True, gc=False):
+    """
+    What becomes of a peer, which is made if it is not there.
+
+    While all prefixes of a peer are replaced some packets to it find none: so `only` is for when
+    one is to be taken away.
+    """
+
+    endpoint: UdpAddress | None  # None: as it is
+    allowed_ips: tuple[IPNetwork, ...]  # that it gets
+    keepalive: int  # seconds; 0: none
+    only: bool = False  # the prefixes that it has are taken away first
 
 
 class PeerState(msgspec.Struct, frozen=True, gc=False):
@@ -65,12 +79,14 @@ class Driver(Protocol):
     async def put_peers(
         self,
         device: str,
-        puts: Mapping[str, PeerConfig],
+        puts: Mapping[str, PeerChange],
         deletes: Collection[str],
     ) -> Mapping[str, OSError]:
         """
-        Add, change and delete peers, by public key; the failures.
+        Add and change peers, by public key, then delete others; the failures, each its own.
 
         A prefix that a peer is given is taken from whichever other peer of the device had it. Of
         peers that are not named nothing is changed.
+
+        Raises OSError: the device as a whole does not take it.
         """

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from agent.kernel.pyroute import AsyncIPRoute, NetlinkError
 from agent.kernel.route_messages import NLMSG_DONE, NLMSG_ERROR, Message, messages, parse_error
 
-from .driver import Device, PeerConfig
+from .batch import Change, put_each
+from .driver import Device, PeerChange
 from .messages import (
-    batches,
+    in_messages,
     pack_configure,
     pack_find_family,
     pack_get,
+    pack_peer,
     pack_peers,
     parse_device,
     parse_family,
@@ -25,6 +28,8 @@ from .messages import (
 
 _NETLINK_GENERIC: Final = 16
 _RECEIVE: Final = 1 << 18
+_BATCH: Final = 100
+"""Peers in a request. Nobody else can change the network of this node while the kernel is at it."""
 
 
 class KernelWireGuard:
@@ -72,17 +77,20 @@ class KernelWireGuard:
         await self._ask(partial(pack_configure, family, device, private_key, port), device)
 
     async def put_peers(
-        self, device: str, puts: Mapping[str, PeerConfig], deletes: Collection[str]
+        self, device: str, puts: Mapping[str, PeerChange], deletes: Collection[str]
     ) -> Mapping[str, OSError]:
         """See Driver."""
         family = await self._find_family()
+
+        async def put(batch: Sequence[Change]) -> None:
+            pieces = (piece for key, change in batch for piece in pack_peer(key, change))
+            for message in in_messages(pieces):
+                await self._ask(partial(pack_peers, family, device, message), device)
+
         failed: dict[str, OSError] = {}
-        changes = [*((key, None) for key in deletes), *puts.items()]
-        for keys, packed in batches(changes):
-            try:
-                await self._ask(partial(pack_peers, family, device, packed), device)
-            except OSError as error:
-                failed |= dict.fromkeys(keys, error)
+        rest = iter([*puts.items(), *((key, None) for key in deletes)])
+        while batch := list(islice(rest, _BATCH)):
+            failed |= await put_each(batch, put)
         return failed
 
     async def _find_family(self) -> int:
@@ -104,7 +112,8 @@ class KernelWireGuard:
         loop = asyncio.get_running_loop()
         async with self._lock:
             sequence = self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-            self._socket.send(pack(sequence))
+            # The kernel does all of it before this returns: a hundred peers take their time.
+            await asyncio.to_thread(self._socket.send, pack(sequence))
             answer: list[Message] = []
             while True:
                 for message in messages(await loop.sock_recv(self._socket, _RECEIVE)):

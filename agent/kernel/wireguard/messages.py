@@ -21,7 +21,7 @@ from agent.kernel.route_messages import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, at
 from agent.rows import UdpAddress
 from clustermesh.model import IPNetwork
 
-from .driver import Device, PeerConfig, PeerState
+from .driver import Device, PeerChange, PeerConfig, PeerState
 
 FAMILY: Final = "wireguard"
 
@@ -86,42 +86,35 @@ def pack_peers(family: int, device: str, peers: list[bytes], sequence: int) -> b
     return _pack(family, NLM_F_REQUEST | NLM_F_ACK, sequence, _SET_DEVICE, body)
 
 
-def pack_peer(public_key: str, config: PeerConfig | None) -> list[bytes]:
+def pack_peer(public_key: str, change: PeerChange | None) -> list[bytes]:
     """A peer as it shall be, None to remove it; in several pieces if it has many prefixes."""
     key = attribute(_PEER_PUBLIC_KEY, base64.b64decode(public_key))
-    if config is None:
+    if change is None:
         return [_nested(key + attribute(_PEER_FLAGS, _U32.pack(_PEER_REMOVE)))]
-    first = (
-        key
-        + attribute(_PEER_FLAGS, _U32.pack(_PEER_REPLACE_ALLOWED_IPS))
-        + attribute(_PEER_KEEPALIVE, _U16.pack(config.keepalive))
-    )
-    if config.endpoint is not None:
-        first += attribute(_PEER_ENDPOINT, _pack_endpoint(config.endpoint))
-    rest = iter(config.allowed_ips)
+    first = key + attribute(_PEER_KEEPALIVE, _U16.pack(change.keepalive))
+    if change.only:
+        first += attribute(_PEER_FLAGS, _U32.pack(_PEER_REPLACE_ALLOWED_IPS))
+    if change.endpoint is not None:
+        first += attribute(_PEER_ENDPOINT, _pack_endpoint(change.endpoint))
+    rest = iter(change.allowed_ips)
     pieces = [_nested(first + _allowed_ips(islice(rest, _ALLOWED_AT_ONCE)))]
     while more := list(islice(rest, _ALLOWED_AT_ONCE)):
         pieces.append(_nested(key + _allowed_ips(more)))
     return pieces
 
 
-def batches(
-    peers: Iterable[tuple[str, PeerConfig | None]],
-) -> Iterator[tuple[list[str], list[bytes]]]:
-    """The peers, packed, by as many as fit into a message; with the keys of those in it."""
-    keys: list[str] = []
-    packed: list[bytes] = []
+def in_messages(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The pieces of peers, as many together as fit into a message."""
+    fitting: list[bytes] = []
     size = 0
-    for key, config in peers:
-        for piece in pack_peer(key, config):
-            if packed and size + len(piece) > _ROOM:
-                yield keys, packed
-                keys, packed, size = [], [], 0
-            keys.append(key)
-            packed.append(piece)
-            size += len(piece)
-    if packed:
-        yield keys, packed
+    for piece in pieces:
+        if fitting and size + len(piece) > _ROOM:
+            yield fitting
+            fitting, size = [], 0
+        fitting.append(piece)
+        size += len(piece)
+    if fitting:
+        yield fitting
 
 
 class _Peer(msgspec.Struct):

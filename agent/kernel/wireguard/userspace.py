@@ -18,7 +18,7 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from itertools import islice
 from pathlib import Path
@@ -28,13 +28,16 @@ import msgspec
 
 from agent.rows import UdpAddress
 
-from .driver import Device, PeerConfig, PeerState
+from .batch import Change, put_each
+from .driver import Device, PeerChange, PeerConfig, PeerState
 
 PROGRAM: Final = "wireguard-go"
 SOCKETS: Final = Path("/var/run/wireguard")  # where it makes them
 
-_READY_WITHIN: Final = 5.0  # seconds
+_READY_WITHIN: Final = 10.0  # seconds
+_ANSWERS_WITHIN: Final = 10.0  # seconds; it takes a tenth of one for all that it is asked at once
 _BATCH: Final = 500  # peers in a request
+_LONGEST: Final = 1 << 28  # bytes of an answer; a peer has some hundred
 _START: Final = (
     'mkdir -p "$1" && { [ "$0" -ef "$1" ] || mount --bind "$0" "$1"; } && exec "$2" "$3"'
 )
@@ -45,12 +48,14 @@ class Userspace:
 
     name: Final = PROGRAM
 
-    def __init__(self, sockets: Path = SOCKETS) -> None:
+    def __init__(self, sockets: Path = SOCKETS, *, answers_within: float = _ANSWERS_WITHIN) -> None:
         """
         Args:
             sockets: the directory where sockets of this node are.
+            answers_within: seconds after which a process that does not answer counts as hung.
         """
         self._sockets = sockets
+        self._answers_within = answers_within
 
     def close(self) -> None:
         """See Driver: nothing is kept open."""
@@ -74,16 +79,22 @@ class Userspace:
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
-        code = await started.wait()
-        if code:
-            raise OSError(errno.EIO, f"{PROGRAM} {device} ended with {code}")
-        async with asyncio.timeout(_READY_WITHIN):
-            while not self._answers(device):  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(_READY_WITHIN):
+                code = await started.wait()
+                if code:
+                    raise OSError(errno.EIO, f"{PROGRAM} {device} ended with {code}")
+                while not self._answers(device):  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            if started.returncode is None:
+                started.kill()
+            late = f"{PROGRAM} {device} is not there within {_READY_WITHIN:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, late) from None
 
     async def read(self, device: str) -> Device:
         """See Driver."""
-        return _parse(await self._call(device, ["get=1"]))
+        return await asyncio.to_thread(_parse, await self._call(device, ["get=1"]))
 
     async def configure(self, device: str, private_key: bytes, port: int) -> None:
         """See Driver."""
@@ -91,66 +102,74 @@ class Userspace:
         await self._call(device, lines)
 
     async def put_peers(
-        self, device: str, puts: Mapping[str, PeerConfig], deletes: Collection[str]
+        self, device: str, puts: Mapping[str, PeerChange], deletes: Collection[str]
     ) -> Mapping[str, OSError]:
         """See Driver."""
+
+        async def put(batch: Sequence[Change]) -> None:
+            lines = (line for key, change in batch for line in _peer_lines(key, change))
+            await self._call(device, ["set=1", *lines])
+
         failed: dict[str, OSError] = {}
-        rest: Iterator[tuple[str, PeerConfig | None]] = iter(
-            [*((key, None) for key in deletes), *puts.items()]
-        )
+        rest = iter([*puts.items(), *((key, None) for key in deletes)])
         while batch := list(islice(rest, _BATCH)):
-            lines = ["set=1", *(line for key, config in batch for line in _peer_lines(key, config))]
-            try:
-                await self._call(device, lines)
-            except ConnectionError:
-                raise
-            except OSError as error:
-                failed |= {key: error for key, _ in batch}
+            failed |= await put_each(batch, put)
         return failed
 
     def _answers(self, device: str) -> bool:
         """Whether the process of a device is there: its socket file alone may be left over."""
-        with socket.socket(socket.AF_UNIX) as probe:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(str(self._sockets / f"{device}.sock"))
+            except BlockingIOError:  # there, and busy
+                return True
             except OSError:
                 return False
         return True
 
     async def _call(self, device: str, lines: Iterable[str]) -> list[tuple[str, str]]:
-        path = self._sockets / f"{device}.sock"
+        request = ("\n".join(lines) + "\n\n").encode()
         try:
-            reader, writer = await asyncio.open_unix_connection(path)
+            async with asyncio.timeout(self._answers_within):
+                answer = await self._exchange(self._sockets / f"{device}.sock", request)
         except (FileNotFoundError, ConnectionRefusedError):
             raise OSError(errno.ENODEV, f"no {PROGRAM} runs for {device}") from None
-        try:
-            writer.write(("\n".join(lines) + "\n\n").encode())
-            await writer.drain()
-            answer = []
-            while (line := (await reader.readline()).decode().rstrip("\n")) != "":
-                answer.append(line)
-        finally:
-            writer.close()
+        except TimeoutError:
+            late = f"{PROGRAM} of {device} does not answer within {self._answers_within:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, late) from None
         pairs = [(key, value) for key, _, value in (line.partition("=") for line in answer)]
         if not pairs or pairs[-1][0] != "errno":
             raise ConnectionResetError(errno.ECONNRESET, f"{PROGRAM} of {device} broke off")
-        number = -int(pairs[-1][1])
+        number = abs(int(pairs[-1][1]))
         if number:
-            number = abs(number)
             raise OSError(number, f"{PROGRAM} of {device}: {os.strerror(number)}")
         return pairs[:-1]
 
+    async def _exchange(self, path: Path, request: bytes) -> list[str]:
+        """The lines of an answer, without the empty one that ends it."""
+        reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST)
+        try:
+            writer.write(request)
+            await writer.drain()
+            answer = await reader.readuntil(b"\n\n")
+        except asyncio.IncompleteReadError:
+            return []
+        finally:
+            writer.transport.abort()  # who does not answer does not read the rest either
+        return answer.decode().split("\n")[:-2]
 
-def _peer_lines(public_key: str, config: PeerConfig | None) -> Iterator[str]:
+
+def _peer_lines(public_key: str, change: PeerChange | None) -> Iterator[str]:
     yield f"public_key={base64.b64decode(public_key).hex()}"
-    if config is None:
+    if change is None:
         yield "remove=true"
         return
-    if config.endpoint is not None:
-        yield f"endpoint={config.endpoint}"
-    yield f"persistent_keepalive_interval={config.keepalive}"
-    yield "replace_allowed_ips=true"
-    for network in config.allowed_ips:
+    if change.endpoint is not None:
+        yield f"endpoint={change.endpoint}"
+    yield f"persistent_keepalive_interval={change.keepalive}"
+    if change.only:
+        yield "replace_allowed_ips=true"
+    for network in change.allowed_ips:
         yield f"allowed_ip={network}"
 
 
