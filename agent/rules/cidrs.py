@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from ipaddress import ip_network
 from typing import Final, NamedTuple
 
@@ -57,7 +58,7 @@ def cidrs(
             item[1].cluster != own,
             item[1].cluster_id,
             item[0].cidr.version,
-            item[0].cidr.network_address,
+            int(item[0].cidr.network_address),
             item[0].cidr.prefixlen,
             item[0].node,
         ),
@@ -81,7 +82,14 @@ def cidrs(
             if refused or reason
             else claim
         )
-    return {key: _without_refused_addresses(claim, rows) for key, claim in rows.items()}
+    refused_ips = {
+        (key.cluster, key.node, key.cidr.network_address)
+        for key, claim in rows.items()
+        if claim.refused and claim.is_node
+    }
+    if not refused_ips:
+        return rows
+    return {key: _without(claim, refused_ips) for key, claim in rows.items()}
 
 
 def _trespass(cidr: IPNetwork, reserved: CidrKey | None, allowed: Collection[IPNetwork]) -> str:
@@ -96,11 +104,11 @@ def _trespass(cidr: IPNetwork, reserved: CidrKey | None, allowed: Collection[IPN
     return ""
 
 
-def _without_refused_addresses(claim: Cidr, rows: Mapping[CidrKey, Cidr]) -> Cidr:
+def _without(claim: Cidr, refused: Collection[tuple[ClusterName, str, IPAddress]]) -> Cidr:
     """A node's address that belongs to somebody else leads to them, and not to the node."""
 
     def stands(ip: IPAddress) -> bool:
-        return not rows[CidrKey(ip_network(ip), claim.cluster, claim.node)].refused
+        return (claim.cluster, claim.node, ip) not in refused
 
     ips = tuple(ip for ip in claim.node_ips if stands(ip))
     external = claim.external if claim.external and stands(claim.external) else None
@@ -115,7 +123,7 @@ def _claims(node: Node) -> Iterator[tuple[CidrKey, Cidr]]:
     own = [ip for _, ip in node.addresses] + ([external] if external else [])
     for is_node, networks in (
         (False, node.pod_cidrs),
-        (True, tuple(ip_network(ip) for ip in own)),
+        (True, tuple(map(_alone, own))),
     ):
         for cidr in networks:
             claim = Cidr(
@@ -124,19 +132,24 @@ def _claims(node: Node) -> Iterator[tuple[CidrKey, Cidr]]:
             yield CidrKey(cidr, node.cluster, node.name), claim
 
 
+@lru_cache(maxsize=65536)
+def _alone(ip: IPAddress) -> IPNetwork:
+    """`ip` as a network: remembered, since all claims are looked at whenever one has changed."""
+    return ip_network(ip)
+
+
 class _Accepted:
-    """The claims that stand so far, to find one that overlaps another."""
+    """The claims that stand so far, to find one that overlaps another. Addresses are integers."""
 
     def __init__(self) -> None:
-        self._by_cidr: dict[IPNetwork, CidrKey] = {}
-        self._lengths: dict[int, set[int]] = {4: set(), 6: set()}
+        # By IP version: by the length of the prefix, by its first address.
+        self._claims: dict[int, dict[int, dict[int, CidrKey]]] = {4: {}, 6: {}}
         self._starts: dict[int, list[tuple[int, int]]] = {4: [], 6: []}  # (first address, length)
 
     def add(self, key: CidrKey) -> None:
-        cidr = key.cidr
-        self._by_cidr[cidr] = key
-        self._lengths[cidr.version].add(cidr.prefixlen)
-        insort(self._starts[cidr.version], (int(cidr.network_address), cidr.prefixlen))
+        cidr, first = key.cidr, int(key.cidr.network_address)
+        self._claims[cidr.version].setdefault(cidr.prefixlen, {})[first] = key
+        insort(self._starts[cidr.version], (first, cidr.prefixlen))
 
     def holder(self, key: CidrKey) -> CidrKey | None:
         """A claim that `key` may not stand beside: of another cluster, or of the same addresses."""
@@ -146,18 +159,20 @@ class _Accepted:
         return None
 
     def _overlapping(self, cidr: IPNetwork) -> Iterator[CidrKey]:
-        for length in self._lengths[cidr.version]:
+        claims, starts = self._claims[cidr.version], self._starts[cidr.version]
+        first, bits = int(cidr.network_address), cidr.max_prefixlen
+        for length, by_start in claims.items():
             if length <= cidr.prefixlen:
-                above = self._by_cidr.get(cidr.supernet(new_prefix=length))
-                if above is not None:
+                shift = bits - length
+                if (above := by_start.get(first >> shift << shift)) is not None:
                     yield above
-        starts = self._starts[cidr.version]
-        first = int(cidr.network_address)
-        for start, length in starts[bisect_left(starts, (first, cidr.prefixlen + 1)) :]:
-            if start > int(cidr.broadcast_address):
+        last = first | ((1 << (bits - cidr.prefixlen)) - 1)
+        for at in range(bisect_left(starts, (first, cidr.prefixlen + 1)), len(starts)):
+            start, length = starts[at]
+            if start > last:
                 return
             if length > cidr.prefixlen:
-                yield self._by_cidr[type(cidr)((start, length))]
+                yield claims[length][start]
 
 
 class Owners:
