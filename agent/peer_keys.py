@@ -8,19 +8,20 @@ and have seen it work.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from clustermesh.errors import BadRowError
-from clustermesh.model import IPNetwork, Node
+from clustermesh.model import ClusterName, IPNetwork, Node
 from clustermesh.state import Table, Watch, Writer
 
 from .lanes import check_public_key, parity
 from .rows import NodeName
 
 OVERLAP: Final = 300.0
-"""Seconds that a node's previous key is used beside its new one, here and on the node itself."""
+"""Seconds that a key which has been replaced is used beside the new one at least, by either end."""
+
+_LOOK_AGAIN: Final = 10.0  # seconds, while a key that has been replaced is still needed
 
 
 class PeerKeys:
@@ -30,17 +31,24 @@ class PeerKeys:
         self,
         nodes: Table[str, Node],
         writer: Writer[NodeName, tuple[str, ...]],
-        adopted: Mapping[str, tuple[IPNetwork, ...]],
+        adopted: Mapping[str, Collection[IPNetwork]],
+        behind: Callable[[], Collection[NodeName]],
     ) -> None:
         """
         Args:
             adopted: the public keys that our devices already know, with their prefixes: a restart
                 in the middle of a rotation must not forget the key that is being replaced.
+            behind: the nodes that answer on an older lane only: they keep their previous key.
         """
         self._nodes = nodes
         self._writer = writer
-        self._adopted = dict(adopted)
-        self._forget_at: dict[NodeName, float] = {}  # of the previous key, seconds, monotonic
+        self._behind = behind
+        self._adopted: dict[IPNetwork, list[str]] = {}
+        for key, prefixes in adopted.items():
+            for prefix in prefixes:
+                self._adopted.setdefault(prefix, []).append(key)
+        self._clusters: dict[str, set[ClusterName]] = {}  # in which there is a node of a name
+        self._forget_at: dict[NodeName, float] = {}  # the previous key; event-loop time, seconds
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -49,7 +57,7 @@ class PeerKeys:
             while True:
                 wake = min(self._forget_at.values(), default=None)
                 try:
-                    async with asyncio.timeout(None if wake is None else wake - time.monotonic()):
+                    async with asyncio.timeout_at(wake):
                         changed = await anext(watch)
                 except TimeoutError:
                     changed = watch.take()
@@ -58,15 +66,21 @@ class PeerKeys:
                 self._forget()
                 if watch.is_ready and not self._writer.listed:
                     self._writer.list_done()
+                    self._adopted.clear()  # every node has been seen: who comes now is another
         finally:
             watch.close()
 
     def _follow(self, node: str) -> None:
         rows = self._nodes.rows(node)
-        for name in [name for name in self._writer.own if name.node == node]:
-            if name.cluster not in rows:
-                self._writer.delete(name)
-                self._forget_at.pop(name, None)
+        now = {row.cluster for row in rows.values()}
+        for cluster in self._clusters.get(node, set()) - now:
+            name = NodeName(cluster, node)
+            self._writer.delete(name)
+            self._forget_at.pop(name, None)
+        if now:
+            self._clusters[node] = now
+        else:
+            self._clusters.pop(node, None)
         for row in rows.values():
             self._see(NodeName(row.cluster, row.name), row)
 
@@ -81,20 +95,25 @@ class PeerKeys:
             return
         last = known[0] if known else self._adopted_by(node, key)
         if last and parity(last) != parity(key):
-            self._forget_at[name] = time.monotonic() + OVERLAP
+            self._forget_at[name] = asyncio.get_running_loop().time() + OVERLAP
             self._writer.put(name, (key, last))
         else:  # a key made from nothing: whoever had the old one has lost it
             self._writer.put(name, (key,))
 
     def _adopted_by(self, node: Node, key: str) -> str | None:
         """The other key that a device of ours already knows for the node's pods."""
-        pods = set(node.pod_cidrs)
-        found = (k for k, prefixes in self._adopted.items() if k != key and pods & set(prefixes))
+        found = (k for cidr in node.pod_cidrs for k in self._adopted.get(cidr, ()) if k != key)
         return next(found, None)
 
     def _forget(self) -> None:
-        now = time.monotonic()
-        for name in [name for name, at in self._forget_at.items() if at <= now]:
+        """Those previous keys whose time is over, and that are not all that works."""
+        now = asyncio.get_running_loop().time()
+        due = [name for name, at in self._forget_at.items() if at <= now]
+        behind = self._behind() if due else ()
+        for name in due:
+            if name in behind:
+                self._forget_at[name] = now + _LOOK_AGAIN
+                continue
             del self._forget_at[name]
             keys = self._writer.own.get(name)
             if keys:

@@ -148,6 +148,7 @@ class EncryptionStatus(msgspec.Struct, frozen=True, kw_only=True):
     public_key: str = ""
     previous_key: str = ""  # while it is being replaced
     key_age: float = 0.0  # seconds
+    waits_for: str = ""  # while the key is being replaced: what, and whom
     devices: list[str] = []
     ports: list[int] = []  # UDP, that this node receives on
     peers: int = 0  # nodes

@@ -203,6 +203,31 @@ def test_a_rotation_loses_nothing(mesh: Mesh) -> None:
     mesh.wait_until_well()
 
 
+def test_a_rotation_waits_until_others_can_know_of_it(mesh: Mesh) -> None:
+    """Nobody passes the new key on, and nobody is cut off: not even by a new agent."""
+    node = "cluster1/node1"
+    first = mesh.status(node)["encryption"]
+    mesh.stop("cluster1/apiserver")
+    with nothing_is_lost_or_seen(mesh):
+        rotate(mesh, node)
+        waits = "its WireGuard key is being changed, and waits for our own etcd"
+        eventually("it says for what it waits", lambda: waits in mesh.warnings(node))
+        mesh.stop(node, kill=True)
+        (agent,) = mesh.parts(node)
+        agent.start()
+        eventually("it says so again", lambda: waits in mesh.warnings(node), timeout=60)
+        said = mesh.run(node, "clustermesh", "encryption", "status")
+        assert f"{node} is changing its key, and waits for our own etcd to have" in said
+        assert mesh.status(node)["encryption"]["previous_key"] == first["public_key"]
+        mesh.start("cluster1/apiserver")
+        eventually(
+            "it goes on",
+            lambda: mesh.status(node)["encryption"]["previous_key"] == "",
+            timeout=90,
+        )
+    mesh.wait_until_well()
+
+
 def test_both_ends_may_rotate_at_once_and_be_killed_meanwhile(mesh: Mesh) -> None:
     both = ("cluster1/node1", "cluster2/node1")
     before = {node: mesh.status(node)["encryption"]["public_key"] for node in both}

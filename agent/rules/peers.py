@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Final
 
-from agent.lanes import Lane, parity
+from agent.lanes import Lane, lane_of, parity
 from agent.rows import Cidr, NodeName, OwnKey, Peer, PeerKey, TakenLane, UdpAddress
 from clustermesh.model import ClusterName, IPAddress, IPNetwork
 
@@ -85,13 +85,51 @@ def lanes(
     }
 
 
-def all_have_moved(peers: Mapping[PeerKey, Peer], answered: Collection[PeerKey]) -> bool:
+def not_open(peers: Mapping[PeerKey, Peer], there: Collection[PeerKey], own: int) -> set[NodeName]:
     """
-    Whether every node has answered with its newest key on a lane of ours.
+    The nodes that we have open lanes to, but not all those of our key `own` (0 even, 1 odd).
 
-    On a lane of its previous key it may never do: it too retires that when it has moved.
+    Nor has a node all of them for which no rule has made any yet. A node that no lane leads to,
+    because the device refuses it, loses nothing when we change our key.
     """
-    return all(key in answered for key, peer in peers.items() if peer.age == 0)
+    reached, new, shut = set(), set(), set()
+    for key, peer in peers.items():
+        name = NodeName(peer.cluster, peer.node)
+        if lane_of(key.device).own == own:
+            new.add(name)
+            if key not in there:
+                shut.add(name)
+        elif key in there:
+            reached.add(name)
+    return {name for name in reached if name in shut or name not in new}
+
+
+def unheard(peers: Mapping[PeerKey, Peer], working: Collection[PeerKey]) -> set[NodeName]:
+    """
+    The nodes that do not answer on their newest lane: that of our current key and theirs.
+
+    On a lane of its previous key a node may never do: it too retires that when it has moved.
+    """
+    return {
+        NodeName(peer.cluster, peer.node)
+        for key, peer in peers.items()
+        if peer.age == 0 and key not in working
+    }
+
+
+def left_behind(peers: Mapping[PeerKey, Peer], working: Collection[PeerKey]) -> set[NodeName]:
+    """
+    The nodes that answer, but not on their newest lane. Neither end may let a key go for them.
+
+    If one end judged that its older key is not needed because its newer one works with an older one
+    of the other, and the other did the same, nothing would be left.
+    """
+    on_older = {
+        NodeName(peer.cluster, peer.node)
+        for key, peer in peers.items()
+        if peer.age > 0 and key in working
+    }
+    return unheard(peers, working) & on_older
 
 
 def _by_node(

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 from agent.rows import Cidr, NodeName, OwnKey, Peer, PeerKey
 from agent.rules.cidrs import CidrKey, cidrs
-from agent.rules.peers import all_have_moved, lanes, peers
+from agent.rules.peers import lanes, left_behind, not_open, peers, unheard
 from clustermesh.model import ClusterId, ClusterName, Node
 
 EAST = ClusterName("east")
@@ -152,5 +152,35 @@ def test_a_node_has_moved_when_it_answers_with_its_newest_key_on_ours() -> None:
     assert {NAMES[at.public_key] for at in rows} == {"k3", "k2"}
     ours_with_its_last, newest = PeerKey("cm_wg10", key(2)), PeerKey("cm_wg11", key(3))
     assert {ours_with_its_last, newest} <= rows.keys()
-    assert not all_have_moved(rows, {ours_with_its_last})
-    assert all_have_moved(rows, {newest})  # the lane of its last key may be gone already
+    assert show_nodes(unheard(rows, {ours_with_its_last})) == "west/a"
+    assert show_nodes(unheard(rows, {newest})) == ""  # the lane of its last key may be gone already
+
+
+def test_a_key_stays_while_the_newest_lane_is_not_what_works() -> None:
+    rows = found(WEST, keys={"west/a": (3, 2)}, ours=BOTH)
+    last, crossed, newest = (
+        PeerKey("cm_wg00", key(2)),
+        {PeerKey("cm_wg01", key(3)), PeerKey("cm_wg10", key(2))},
+        PeerKey("cm_wg11", key(3)),
+    )
+    assert show_nodes(left_behind(rows, {last})) == "west/a"
+    assert show_nodes(left_behind(rows, crossed)) == "west/a"  # each end could do without its own
+    assert show_nodes(left_behind(rows, {last, newest})) == ""
+    assert show_nodes(left_behind(rows, ())) == ""  # it is dead
+
+
+def test_a_key_is_not_to_be_known_before_its_lanes_are_open() -> None:
+    other = node("west/b", "10.2.2.0/24", at=["192.0.2.3"])
+    keys = {"west/a": (2,), "west/b": (4,)}
+    both = found(WEST, other, keys=keys, ours=BOTH)
+    old = {at for at in both if at.device == "cm_wg00"}
+    assert show_nodes(not_open(found(WEST, other, keys=keys), old, 1)) == "west/a west/b"
+    assert show_nodes(not_open(both, old, 1)) == "west/a west/b"
+    assert show_nodes(not_open(both, old | {PeerKey("cm_wg10", key(2))}, 1)) == "west/b"
+    assert show_nodes(not_open(both, both.keys(), 1)) == ""
+    refused = PeerKey("cm_wg00", key(4)), PeerKey("cm_wg10", key(4))
+    assert show_nodes(not_open(both, both.keys() - set(refused), 1)) == ""
+
+
+def show_nodes(names: Iterable[NodeName]) -> str:
+    return " ".join(sorted(map(str, names)))

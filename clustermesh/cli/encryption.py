@@ -63,8 +63,9 @@ def rotate(
     """
     Have this node change its WireGuard key, or every node of some clusters. No packet is lost.
 
-    The key that was used before is kept for some minutes, until every peer has moved to the new
-    one. A node that is still changing its key begins again afterwards.
+    The key that was used before is kept until every peer has moved to the new one: for as long as
+    one is reached by the old key only, and `clustermesh encryption status` says by whom. A node
+    that is still changing its key begins again afterwards.
 
     Args:
         agent: Where the agent answers: http://HOST:PORT or unix:PATH.
@@ -117,7 +118,9 @@ def _wait(
     while not is_done(found := look()):
         if time.monotonic() > deadline:
             reason = found.last_error or (
-                "it is still replacing the last one" if found.previous_key else "see its log"
+                f"it is still replacing the last one, and waits for {found.waits_for}"
+                if found.previous_key
+                else "see its log"
             )
             raise UserError(f"no new key within {timeout:g} s: {reason}")
         time.sleep(_POLL)
@@ -150,3 +153,8 @@ def _print(said: Iterable[DaemonStatus]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
+    for one in said:
+        if one.encryption and one.encryption.waits_for:
+            name = f"{one.cluster.name}/{one.node}" if one.cluster else one.node
+            waits = f"{name} is changing its key, and waits for {one.encryption.waits_for}"
+            console.print(waits, soft_wrap=True, highlight=False)

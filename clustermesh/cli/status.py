@@ -208,6 +208,8 @@ def warnings_of(said: DaemonStatus) -> Iterator[str]:
             yield f"{remote.cluster}: skipped {remote.bad_rows} bad rows: {remote.last_bad_row}"
     if said.paths:
         yield from said.paths.not_probed[:_CLAIMS]
+    if said.encryption and said.encryption.waits_for:
+        yield f"its WireGuard key is being changed, and waits for {said.encryption.waits_for}"
     if said.datapath:
         for reason, packets in said.datapath.drops.items():
             if packets and reason not in _EXPECTED_DROPS:

@@ -17,6 +17,7 @@ from clustermesh.status import (
     ClusterPaths,
     DaemonStatus,
     Datapath,
+    EncryptionStatus,
     EtcdStatus,
     MeshNodeStatus,
     PathsStatus,
@@ -167,6 +168,14 @@ def test_skipped_rows_and_drops_are_told_but_do_not_make_it_fail() -> None:
     assert list(warnings_of(status)) == [
         "e: skipped 2 bad rows: nodes/x: no IP",
         "3 packets were dropped: NO_TUNNEL",
+    ]
+
+
+def test_a_key_that_is_being_changed_is_told_with_what_that_waits_for() -> None:
+    status = said(encryption=EncryptionStatus(previous_key="k", waits_for="west/node1 to answer"))
+    assert list(troubles_of(status)) == []
+    assert list(warnings_of(status)) == [
+        "its WireGuard key is being changed, and waits for west/node1 to answer"
     ]
 
 
