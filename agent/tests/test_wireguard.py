@@ -127,7 +127,7 @@ def test_a_thousand_peers_and_one_with_a_thousand_prefixes(new_driver: NewDriver
             begun = time.monotonic()
             assert await driver.put_peers(DEVICE, changes, ()) == {}
             took = time.monotonic() - begun
-            assert took < 10.0, "seconds, also where the machine is emulated"
+            assert took < 60.0, "seconds, also where the machine is emulated and busy"
             found = await driver.read(DEVICE)
             assert {k: p.config for k, p in found.peers.items()} == wanted
             many = tuple(ip_network((0x0A000000 + n, 32)) for n in range(1100))

@@ -35,8 +35,8 @@ PROGRAM: Final = "wireguard-go"
 SOCKETS: Final = Path("/var/run/wireguard")  # where it makes them
 
 _READY_WITHIN: Final = 10.0  # seconds
-_ANSWERS_WITHIN: Final = 10.0  # seconds; it takes a tenth of one for all that it is asked at once
-_BATCH: Final = 500  # peers in a request
+_ANSWERS_WITHIN: Final = 30.0  # seconds; it takes some hundredths of one
+_BATCH: Final = 100  # peers in a request
 _LONGEST: Final = 1 << 28  # bytes of an answer; a peer has some hundred
 _START: Final = (
     'mkdir -p "$1" && { [ "$0" -ef "$1" ] || mount --bind "$0" "$1"; } && exec "$2" "$3"'
