@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,6 +30,7 @@ from agent.kernel import inspect
 from agent.kernel.datapath import Datapath
 from agent.kernel.fast_path import FastPath
 from agent.kernel.layouts import Direction, Medium
+from agent.kernel.tunnel import Tunnel, TunnelProtocol
 from agent.rows import IpcacheEntry, Pod
 from agent.targets.ipcache import IpcacheTarget
 from agent.targets.pods import PodTarget
@@ -176,27 +178,42 @@ class Mesh(NamedTuple):
     nodes: Mapping[str, Node]
     pods: Mapping[str, Node]
     bpffs: Mapping[str, Path]
+    tunnel: Tunnel
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    with two_nodes(tmp_path_factory.mktemp("vxlan"), Tunnel()) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def geneve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    with node() as alone:
+        if not alone.do(has_geneve):
+            pytest.skip("this kernel has no Geneve")
+    with two_nodes(tmp_path_factory.mktemp("geneve"), Tunnel(TunnelProtocol.GENEVE)) as mesh:
+        yield mesh
+
+
+@contextmanager
+def two_nodes(directory: Path, tunnel: Tunnel) -> Iterator[Mesh]:
     """The nodes, with tunnel and routes, and their pods; the programs are attached."""
-    directory = tmp_path_factory.mktemp("fast")
     with ExitStack() as stack:
         bpffs = {n: stack.enter_context(mounted_bpffs(directory / n)) for n in ("east", "west")}
         nodes = {n: stack.enter_context(node()) for n in bpffs}
         pods = {n: stack.enter_context(node()) for n in bpffs}
         nodes["east"].run(f"ip link add wire type veth peer name wire netns {nodes['west'].pid}")
         for number, name in enumerate(nodes, 1):
-            set_up(nodes[name], pods[name], number)
-        made = Mesh(nodes, pods, bpffs)
+            set_up(nodes[name], pods[name], number, tunnel)
         nodes["east"].run("ping -c1 -w5 -q 2001:db8::2")  # until the wire carries multicast
-        nodes["east"].do(program, bpffs["east"], EAST_SEES, [w[0] for w in WAYS.values()])
-        nodes["west"].do(program, bpffs["west"], WEST_SEES, [w[1] for w in WAYS.values()])
-        yield made
+        east, west = zip(*WAYS.values(), strict=True)
+        nodes["east"].do(program, bpffs["east"], EAST_SEES, east, tunnel)
+        nodes["west"].do(program, bpffs["west"], WEST_SEES, west, tunnel)
+        yield Mesh(nodes, pods, bpffs, tunnel)
 
 
-def set_up(made: Node, pod: Node, number: int) -> None:
+def set_up(made: Node, pod: Node, number: int, tunnel: Tunnel) -> None:
     """A node's wire, tunnel and routes, and its pod with an address for each way."""
     other = 3 - number
     host = {1: 5, 2: 7}[number]
@@ -206,16 +223,17 @@ def set_up(made: Node, pod: Node, number: int) -> None:
         f"ip address add 2001:db8::{number}/64 dev wire nodad",
         "sysctl -qw net.ipv6.conf.wire.accept_dad=0",  # routers look for neighbours from fe80::
         "ip link set wire up",
-        "ip link add cm_vxlan type vxlan external dstport 8472 udp6zerocsumrx",
-        "ip link set cm_vxlan arp off addrgenmode none mtu 1450 up",
+        f"ip link add {tunnel.device} type {tunnel.protocol} external dstport {tunnel.port}"
+        " udp6zerocsumrx",
+        f"ip link set {tunnel.device} arp off addrgenmode none mtu 1450 up",
         f"ip link add veth address {NODE_MAC} type veth peer name eth0 address {POD_MAC}"
         f" netns {pod.pid}",
         "ip link set veth up",
         "sysctl -qw net.ipv4.conf.veth.rp_filter=1",
-        f"ip route add 10.{other}.0.0/16 dev cm_vxlan",
-        f"ip route add fd00:{other}::/64 dev cm_vxlan",
-        f"ip route add 10.{other + 6}.0.0/16 dev cm_vxlan mtu 1430",
-        f"ip route add fd00:{other + 6}::/64 dev cm_vxlan mtu 1430",
+        f"ip route add 10.{other}.0.0/16 dev {tunnel.device}",
+        f"ip route add fd00:{other}::/64 dev {tunnel.device}",
+        f"ip route add 10.{other + 6}.0.0/16 dev {tunnel.device} mtu 1430",
+        f"ip route add fd00:{other + 6}::/64 dev {tunnel.device} mtu 1430",
         f"ip route add 10.{other + 2}.0.0/16 via 192.0.2.{other}",
         f"ip route add fd00:{other + 2}::/64 via 2001:db8::{other}",
         "ip route add unreachable 10.9.0.0/16",
@@ -249,14 +267,18 @@ def test_a_neighbour_that_is_not_resolved_is_looked_for(way: str, mesh: Mesh) ->
 
 @pytest.mark.parametrize("ecn", range(4))
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("tunnel")])
-def test_what_goes_out_is_what_the_tunnel_device_would_send(way: str, ecn: int, mesh: Mesh) -> None:
+@pytest.mark.parametrize("tunnel", ["mesh", "geneve"])
+def test_what_goes_out_is_what_the_tunnel_device_would_send(
+    tunnel: str, way: str, ecn: int, request: pytest.FixtureRequest
+) -> None:
+    mesh = request.getfixturevalue(tunnel)
     for made in mesh.nodes.values():
         made.do(forget_flows)
-    before = mesh.nodes["east"].do(sent_by_tunnel)
+    before = mesh.nodes["east"].do(sent_by, mesh.tunnel.device)
     ours = on_the_wire(mesh, Send(way, tos=ecn))
-    assert mesh.nodes["east"].do(sent_by_tunnel) == before
+    assert mesh.nodes["east"].do(sent_by, mesh.tunnel.device) == before
     theirs = on_the_wire(mesh, Send(way, tos=ecn, flags=ACK, port=40001))
-    assert mesh.nodes["east"].do(sent_by_tunnel) == before + 1
+    assert mesh.nodes["east"].do(sent_by, mesh.tunnel.device) == before + 1
     assert ours == theirs
 
 
@@ -365,18 +387,23 @@ _datapath: Datapath
 _wire: socket.socket
 
 
-def program(bpffs: Path, ipcache: Mapping[str, tuple[int, str | None]], pods: list[str]) -> None:
+def program(
+    bpffs: Path,
+    ipcache: Mapping[str, tuple[int, str | None]],
+    pods: Sequence[str],
+    tunnel: Tunnel,
+) -> None:
     """Attach to everything, with this ipcache and these pods behind `veth`."""
     global _datapath  # noqa: PLW0603 - the node's process is the object
-    _datapath = Datapath.open(bpffs, SMALL, fast_path=True)
+    _datapath = Datapath.open(bpffs, SMALL, tunnel=tunnel, fast_path=True)
     asyncio.run(_fill(ipcache, pods))
-    tunnel, wire = map(socket.if_nametoindex, ("cm_vxlan", "wire"))
-    _datapath.attach_tunnel(tunnel)
-    _fast().set_media({tunnel: Medium.TUNNEL, wire: Medium.UNDERLAY})
+    device, wire = map(socket.if_nametoindex, (tunnel.device, "wire"))
+    _datapath.attach_tunnel(device)
+    _fast().set_media({device: Medium.TUNNEL, wire: Medium.UNDERLAY})
     _datapath.settle()
 
 
-async def _fill(ipcache: Mapping[str, tuple[int, str | None]], pods: list[str]) -> None:
+async def _fill(ipcache: Mapping[str, tuple[int, str | None]], pods: Sequence[str]) -> None:
     entries = {
         ip_network(prefix): IpcacheEntry(
             IdentityId(identity), ClusterId(identity >> 16), ip_address(to) if to else None
@@ -404,11 +431,17 @@ def forget_flows() -> None:
     flows.delete(keys)
 
 
-def sent_by_tunnel() -> int:
-    """How many packets the tunnel device has sent."""
+def sent_by(device: str) -> int:
+    """How many packets a device has sent."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()
-    (fields,) = (line.split() for line in lines if line.lstrip().startswith("cm_vxlan:"))
+    (fields,) = (line.split() for line in lines if line.lstrip().startswith(f"{device}:"))
     return int(fields[10])  # the second of what is sent
+
+
+def has_geneve() -> bool:
+    """Whether this kernel has it."""
+    command = "ip link add made type geneve external"
+    return subprocess.run(command.split(), check=False, capture_output=True).returncode == 0
 
 
 def listen(device: str) -> None:

@@ -91,7 +91,7 @@ def _wanted() -> set[str]:
 
 def _make(source: Path, *arguments: str) -> None:
     command = ["make", "ARCH=um", *arguments]
-    progress = cache.Progress("of about 1000 files")
+    progress = cache.Progress("of about 1500 files")
     lines: list[str] = []
     with subprocess.Popen(
         command, cwd=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
