@@ -77,7 +77,7 @@ async def serve_node(settings: AgentSettings, daemon: Daemon) -> None:
         ),
     )
     await remotes.open()
-    own_node = OwnNode(encrypts=settings.encrypts)
+    own_node = OwnNode(encrypts=settings.encrypts, has_kernel=settings.datapath == "bpf")
     node: Kernel = (
         BpfNode(settings, read, derived, own_node) if settings.datapath == "bpf" else NoKernel()
     )
@@ -288,6 +288,10 @@ def _show(
         reconcilers=node.reconcilers("peers"),
     )
     daemon.add_table("cidrs", derived.cidrs, show.cidr)
+    if settings.encrypts:
+        daemon.add_table(
+            "devices", read.devices, show.device, reconcilers=node.reconcilers("devices")
+        )
     daemon.add_table("paths", probing.table, probing.show)
     daemon.add_table(
         "frontends", derived.frontends, show.frontend, reconcilers=node.reconcilers("frontends")

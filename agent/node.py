@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import msgspec
 
-from clustermesh.model import ClusterId, IPAddress, IPNetwork
+from clustermesh.backoff import Backoff
+from clustermesh.model import ClusterId, ClusterName, IPAddress, IPNetwork
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
+from .backstops import keep_backstops
 from .encryption import Encryption
 from .kernel.contents import read_pods as read_pods_in_map
 from .kernel.datapath import Datapath
+from .kernel.devices import device_changes, read_devices
 from .kernel.facts import Facts, IPInterface
 from .kernel.fast_path import FastPath
 from .kernel.layouts import Medium
@@ -26,12 +29,15 @@ from .kernel.netlink import Netlink, device_index
 from .kernel.nftables import Nftables
 from .kernel.pods import pod_changes, read_pods
 from .kernel.route_messages import TABLE, KernelRoute
+from .lanes import LANES
 from .own import OwnNode
-from .rows import Reserved, Route, Routing
+from .rows import Device, Reserved, Route, Routing
 from .rules.causes import Lookup
 from .settings import AgentSettings
 from .tables import Derived, Read
+from .targets.backstops import NOWHERE, BackstopTarget
 from .targets.frontends import FrontendTarget
+from .targets.guard import GuardTarget
 from .targets.ipcache import IpcacheTarget
 from .targets.pods import PodTarget
 from .targets.routes import RouteTarget, kernel_route, tunnel_mtu
@@ -42,6 +48,8 @@ log = logging.getLogger(__name__)
 _GRACE: Final = 10.0  # seconds
 _GRACE_WHEN_EMPTY: Final = 1.0
 _SOURCES_WITHIN: Final = 3.0  # seconds
+_RETRY_MIN: Final = 0.1  # seconds
+_RETRY_MAX: Final = 5.0
 
 
 class Kernel(Protocol):
@@ -148,7 +156,9 @@ class BpfNode:
         self._reserved = read.reserved.writer("this node")
         self._open = AsyncExitStack()
         self._attached = False
+        self._hindrance = ""  # what keeps it from going on at present
         self._facts: Facts | None = None
+        self._left_backstops: Sequence[IPNetwork] = ()  # by an earlier agent
         self.encryption: Encryption | None = None
         self._reconcilers: dict[str, Reconciler[Any, Any, Any]] = {}
 
@@ -159,6 +169,7 @@ class BpfNode:
             max_connected_clusters=settings.max_connected_clusters,
             tunnel=settings.tunnel,
             fast_path=settings.fast_path == "on",
+            guarded=ClusterId(settings.cluster_id) if settings.encrypts else None,
         )
         self._open.callback(self._datapath.close)
         self._netlink = await self._open.enter_async_context(Netlink.open(settings.sysctls))
@@ -188,12 +199,23 @@ class BpfNode:
             self._reconcilers["pods"] = Reconciler(
                 self._read.pods, target, lambda _, pod: pod, grace=grace
             )
-        if settings.encrypts:
+        if self._datapath.guard:
+            self._reconcilers["devices"] = Reconciler(
+                self._read.devices, GuardTarget(self._datapath.guard), self._guarded
+            )
+            self._reconcilers["backstops"] = Reconciler(
+                derived.backstops,
+                BackstopTarget(self._netlink.backstops),
+                lambda *_: NOWHERE,
+            )
             self.encryption = await Encryption.open(
                 settings, self._read, derived, self._own, self._netlink
             )
             self._open.callback(self.encryption.close)
             self._reconcilers["peers"] = self.encryption.reconciler
+            with contextlib.suppress(OSError):
+                await self._look()  # what is known from the last time will do
+            await self._persist(self._close_plain_ways)
         return self
 
     async def __aexit__(
@@ -208,6 +230,11 @@ class BpfNode:
         """See Kernel. Raises UserError if the cgroup or the kernel lacks something."""
         frontends, ipcache, routes, *_ = self._reconcilers.values()
         async with asyncio.TaskGroup() as tasks:
+            if self.encryption is not None:
+                tasks.create_task(self._keep_backstops(), name="keep backstops")
+                tasks.create_task(self._reconcilers["backstops"].run(), name="reconcile backstops")
+                if self._datapath.knows_addresses:
+                    await self._start_guard(tasks)
             tasks.create_task(frontends.run(), name="reconcile frontends")
             tasks.create_task(ipcache.run(), name="reconcile ipcache")
             # Packets follow a route at once, so the node behind it must be known before.
@@ -218,7 +245,9 @@ class BpfNode:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._sources.synced.wait(), _SOURCES_WITHIN)
             if self.encryption is not None:
-                await self._prepare()  # nothing may pass in plain text before there is a route
+                # Nothing may pass in plain text before there is a route.
+                await self._start_guard(tasks)
+                await self._persist(self._prepare)
                 tasks.create_task(self.encryption.run(), name="encryption")
                 await self.encryption.reconciler.synced.wait()
             tasks.create_task(routes.run(), name="reconcile routes")
@@ -240,7 +269,10 @@ class BpfNode:
         if table not in self._reconcilers:
             return ()
         found = self._reconcilers[table]
-        return (found, self._sources) if table == "routes" else (found,)
+        if table != "routes":
+            return (found,)
+        behind = [self._reconcilers[name] for name in ("backstops",) if self.encryption]
+        return (found, self._sources, *behind)
 
     def status(self) -> DatapathStatus:
         """See Kernel."""
@@ -253,6 +285,8 @@ class BpfNode:
         """See Kernel."""
         if self._attached:
             return None
+        if self._hindrance:
+            return f"not attached: {self._hindrance}"
         waiting = [name for name, r in self._reconcilers.items() if not r.synced.is_set()]
         return f"not attached: waiting for {', '.join(waiting)}"
 
@@ -266,10 +300,77 @@ class BpfNode:
         taken = await self._netlink.route_to(source, target)
         return Lookup(taken.device, taken.table == TABLE)
 
-    async def _prepare(self) -> None:
-        """Have the device and the rule that routes need, and know this node's addresses."""
+    async def _persist(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Take a step until it succeeds. What hinders it is said by `unready`."""
+        backoff = Backoff(first=_RETRY_MIN, most=_RETRY_MAX)
+        while True:
+            try:
+                await step()
+            except OSError as error:
+                if str(error) != self._hindrance:
+                    log.warning("not attached: %s", error)
+                self._hindrance = str(error)
+                await asyncio.sleep(backoff.next())
+            else:
+                self._hindrance = ""
+                return
+
+    async def _close_plain_ways(self) -> None:
+        """
+        Let nothing pass any more by the ways that an agent which did not encrypt has made.
+
+        Before anything else: what is lost until there are other ways is not seen by anybody.
+        """
+        if self._datapath.knows_addresses:
+            for index, device in (await read_devices()).items():
+                if (is_uplink := self._guarded(index, device)) is not None:
+                    self._datapath.guard_device(index, is_uplink=is_uplink)
+        self._datapath.detach_fast_path()
+        routes, backstops = self._netlink.routes, self._netlink.backstops
+        encrypted = {lane.device for lane in LANES}
+        plain = [p for p, route in (await routes.dump()).items() if route.device not in encrypted]
+        await self._netlink.ensure_rule()
+        for error in (await backstops.apply(dict.fromkeys(plain, NOWHERE), ())).values():
+            raise error
+        for error in (await routes.apply({}, plain)).values():
+            raise error
+        await self._netlink.remove_tunnel_devices()
+        self._left_backstops = list(await backstops.dump())
+
+    async def _keep_backstops(self) -> None:
+        await keep_backstops(
+            self._derived.cidrs,
+            self._read.reserved,
+            self._derived.backstops.writer("claims"),
+            ClusterName(self._settings.cluster_name),
+            self._left_backstops,
+        )
+
+    async def _start_guard(self, tasks: asyncio.TaskGroup) -> None:
+        """Have all devices guarded, those too that come later. Idempotent."""
+        devices = self._reconcilers["devices"]
+        if not devices.synced.is_set():
+            tasks.create_task(self._follow_devices(), name="follow devices")
+            tasks.create_task(devices.run(), name="reconcile devices")
+            await devices.synced.wait()
+
+    async def _follow_devices(self) -> None:
+        writer = self._read.devices.writer("this node")
+        async for found in device_changes():
+            writer.replace(found)
+
+    def _guarded(self, index: int, device: Device) -> bool | None:
+        """Whether a device is guarded as an uplink; None: it is not, for it encrypts."""
+        del index
+        if any(device.name == lane.device for lane in LANES):
+            return None
+        return device.is_uplink or (self._facts is not None and device.name == self._facts.underlay)
+
+    async def _look(self) -> None:
+        """Know this node's addresses and its underlay. Raises OSError: ENODEV, it has none."""
         name, cluster = self._settings.node_name, self._settings.cluster_name
         node = self._read.nodes.rows(name).get(cluster)
+        before = self._facts
         self._facts = await self._netlink.facts(
             node_ips=[ip for kind, ip in node.addresses if kind == "InternalIP"] if node else (),
             pod_cidrs=node.pod_cidrs if node else (),
@@ -277,11 +378,20 @@ class BpfNode:
         if self._settings.mtu:
             self._facts = msgspec.structs.replace(self._facts, given_mtu=self._settings.mtu)
         self._reserve(self._facts.addresses)
-        health_ips = tuple(str(ip) for v in (4, 6) if (ip := self._facts.source(v)) is not None)
-        self._own.learn(msgspec.structs.replace(self._own.known, health_ips=health_ips))
+        if node is not None:
+            health_ips = (self._facts.source(version) for version in (4, 6))
+            self._own.learn_addresses(tuple(str(ip) for ip in health_ips if ip is not None))
+        if self.encryption and (before is None or before.underlay != self._facts.underlay):
+            self._reconcilers["devices"].compare_soon()
+
+    async def _prepare(self) -> None:
+        """Have the device and the rule that routes need, and know this node's addresses."""
+        await self._look()
+        assert self._facts is not None
         await self._netlink.ensure_forwarding(self._facts.underlay)
         if self.encryption is not None:
-            self._guard(self._facts.outside)
+            if index := device_index(self._facts.underlay):
+                self._datapath.guard_device(index, is_uplink=True)
             self.encryption.underlay(self._facts.given_mtu or self._facts.mtu)
             self.encryption.device_gone()
         if self._tunnel:
@@ -316,15 +426,12 @@ class BpfNode:
             found = await read_pods(self._netlink.ip, cidrs, found)
             writer.replace(found)
 
-    def _guard(self, devices: Iterable[str]) -> None:
-        indexes = [index for name in devices if (index := device_index(name))]
-        self._datapath.attach_guard(indexes, ClusterId(self._settings.cluster_id))
-
     async def _remove_unused_devices(self) -> None:
-        """Those of a time when the settings were others."""
+        """Those of a time when the settings were others, and what stood behind their routes."""
         await self._netlink.remove_tunnel_devices(keep=self._tunnel)
         if self.encryption is None:
             await self._netlink.remove_encrypted_devices()
+            await self._netlink.backstops.apply({}, await self._netlink.backstops.dump())
 
     def _reserve(self, addresses: Iterable[tuple[str, IPInterface]]) -> None:
         """Let no other cluster have the networks that this node is on."""

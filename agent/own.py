@@ -23,25 +23,33 @@ class Known(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 class OwnNode:
     """Where the parts of the agent put what they find out of the node, as they find it out."""
 
-    def __init__(self, *, encrypts: bool) -> None:
+    def __init__(self, *, encrypts: bool, has_kernel: bool) -> None:
         """
         Args:
-            encrypts: there will be a key: until it has been learned nothing is to be told, or an
-                agent that restarts would take back the one that it told before.
+            encrypts: there will be a key.
+            has_kernel: there will be addresses, if there are any. Until whatever there will be has
+                been learned nothing is to be told, or an agent that restarts would take back what
+                it told before.
         """
         self.known = Known(boot_id=_BOOT_ID.read_text().strip())
         self._changed = asyncio.Event()
         self._complete = asyncio.Event()
-        if not encrypts:
-            self._complete.set()
+        self._has_key = not encrypts
+        self._has_addresses = not has_kernel
+        self._check_complete()
 
     def learn(self, known: Known) -> None:
         """Take over what holds from now on."""
         if known != self.known:
             self.known = known
             self._changed.set()
-        if known.wireguard_public_key:
-            self._complete.set()
+        self._has_key = self._has_key or bool(known.wireguard_public_key)
+        self._check_complete()
+
+    def learn_addresses(self, health_ips: tuple[str, ...]) -> None:
+        """Take over at which addresses the node can be probed, which may be none."""
+        self._has_addresses = True
+        self.learn(msgspec.structs.replace(self.known, health_ips=health_ips))
 
     async def complete(self) -> None:
         """Wait until everything is known that is to be told."""
@@ -51,3 +59,7 @@ class OwnNode:
         """Wait until something has been learned since this was last called."""
         await self._changed.wait()
         self._changed.clear()
+
+    def _check_complete(self) -> None:
+        if self._has_key and self._has_addresses:
+            self._complete.set()

@@ -102,6 +102,12 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     device: str = ""  # the WireGuard device that it goes through; empty without encryption
 
 
+class Backstop(msgspec.Struct, frozen=True, gc=False):
+    """Pods of another cluster, to which nothing may go but encrypted."""
+
+    is_held: bool = False  # nobody claims them any more
+
+
 class NodeName(NamedTuple):
     """A node of some cluster; printed `cluster/node`."""
 
@@ -167,6 +173,13 @@ class IpcacheEntry(msgspec.Struct, frozen=True, gc=False):
     identity: IdentityId
     cluster_id: ClusterId
     node_ip: IPAddress | None  # None: in this cluster, which the CNI reaches
+
+
+class Device(msgspec.Struct, frozen=True, gc=False):
+    """A device of this node that packets can leave it by."""
+
+    name: str
+    is_uplink: bool  # known to lead off the node, with none of its pods behind it
 
 
 class Pod(msgspec.Struct, frozen=True, gc=False):

@@ -21,7 +21,7 @@ from clustermesh.model import (
 )
 
 from .kernel.wireguard.driver import PeerState
-from .rows import Cidr, Frontend, IpcacheEntry, Peer, PeerKey, Pod, Route
+from .rows import Cidr, Device, Frontend, IpcacheEntry, Peer, PeerKey, Pod, Route
 from .rules.cidrs import CidrKey
 
 Rendered = Iterable[Mapping[str, Any]]
@@ -169,6 +169,12 @@ def pod(key: IPAddress, rows: Mapping[str, Pod]) -> Rendered:
             "bridge": _device(row.device) if row.device != row.port else None,
             "mac": row.mac,
         }
+
+
+def device(key: int, rows: Mapping[str, Device]) -> Rendered:
+    """A device of this node, and what the guard lets pass there."""
+    for row in rows.values():
+        yield {"index": key, "device": row.name, "uplink": row.is_uplink}
 
 
 def _device(index: int) -> str:

@@ -18,7 +18,9 @@ from clustermesh.model import (
 from clustermesh.state import Table, Waiting
 
 from .rows import (
+    Backstop,
     Cidr,
+    Device,
     Frontend,
     IpcacheEntry,
     NodeName,
@@ -45,6 +47,8 @@ class Read:
     endpoints: Table[IPAddress, Endpoint] = field(default_factory=lambda: Table("endpoints"))
     pods: Table[IPAddress, Pod] = field(default_factory=lambda: Table("pods"))
     reserved: Table[IPNetwork, Reserved] = field(default_factory=lambda: Table("reserved"))
+    # Only with encryption, by interface index.
+    devices: Table[int, Device] = field(default_factory=lambda: Table("devices"))
     # Only with encryption, by public key; the keys of a node the newest first.
     own_keys: Table[str, OwnKey] = field(default_factory=lambda: Table("own keys"))
     keys: Table[NodeName, tuple[str, ...]] = field(default_factory=lambda: Table("keys"))
@@ -61,5 +65,6 @@ class Derived:
     peers: Table[PeerKey, Peer] = field(default_factory=lambda: Table("peers"))
     lanes: Table[NodeName, TakenLane] = field(default_factory=lambda: Table("lanes"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))
+    backstops: Table[IPNetwork, Backstop] = field(default_factory=lambda: Table("backstops"))
     probes: Table[PathKey, Probe] = field(default_factory=lambda: Table("probes"))
     waiting: Waiting[ObjectName, L4Address] = field(default_factory=Waiting)

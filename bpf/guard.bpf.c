@@ -2,9 +2,12 @@
 /*
  * With encryption on, nothing to or from the pods of another cluster is on the wire in plain text.
  *
- * On the devices towards other nodes, both ways. It goes by what the ipcache says, so it holds while
- * the agent is dead, and whatever routes there are. Encrypted packets have the addresses of nodes,
- * and those pass.
+ *	uplink_*  on devices that are known to lead off the node: neither address may be such a pod's
+ *	device_*  on all others but our own: nothing leaves to one, and nothing comes from one. A pod
+ *		  of this node sends to them and receives from them, which is the other way round
+ *
+ * It goes by what the ipcache says, so it holds while the agent is dead, and whatever routes there
+ * are. Encrypted packets have the addresses of nodes, and those pass.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -38,49 +41,71 @@ static __always_inline bool is_foreign_pod(const __be32 ip[4])
 	return entry->identity != IDENTITY_REMOTE_NODE && !address_equal(entry->node, ip);
 }
 
-static __always_inline int guard(struct __sk_buff *skb)
+struct ends {
+	__be32 source[4];
+	__be32 destination[4];
+};
+
+/* Who sends the packet, and to whom; false if it is no IP packet, which its receiver drops. */
+static __always_inline bool read_ends(struct __sk_buff *skb, struct ends *ends)
 {
-	__be32 source[4], destination[4], pair[2], pair6[8];
+	__be32 pair[2];
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (bpf_skb_load_bytes_relative(skb, offsetof(struct iphdr, saddr), pair,
 						sizeof(pair), BPF_HDR_START_NET))
-			return 0; /* no IP packet: its receiver drops it */
-		address_map4(source, pair[0]);
-		address_map4(destination, pair[1]);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (bpf_skb_load_bytes_relative(skb, offsetof(struct ipv6hdr, saddr), pair6,
-						sizeof(pair6), BPF_HDR_START_NET))
-			return 0;
-		__builtin_memcpy(source, pair6, sizeof(source));
-		__builtin_memcpy(destination, pair6 + 4, sizeof(destination));
-	} else {
-		return 0;
+			return false;
+		address_map4(ends->source, pair[0]);
+		address_map4(ends->destination, pair[1]);
+		return true;
 	}
-	if (is_foreign_pod(destination) || is_foreign_pod(source))
-		return -DROP_PLAIN_TEXT;
-	return 0;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) &&
+	       !bpf_skb_load_bytes_relative(skb, offsetof(struct ipv6hdr, saddr), ends,
+					    sizeof(*ends), BPF_HDR_START_NET);
 }
 
-static __always_inline int verdict(int ret)
+static __always_inline int verdict(bool is_plain)
 {
-	if (ret < 0) {
-		count_drop(-ret);
-		return DROP;
-	}
-	return NEXT;
+	if (!is_plain)
+		return NEXT;
+	count_drop(DROP_PLAIN_TEXT);
+	return DROP;
+}
+
+static __always_inline int guard_uplink(struct __sk_buff *skb)
+{
+	struct ends ends;
+
+	return verdict(read_ends(skb, &ends) &&
+		       (is_foreign_pod(ends.destination) || is_foreign_pod(ends.source)));
 }
 
 SEC("tc")
-int guard_egress(struct __sk_buff *skb)
+int uplink_egress(struct __sk_buff *skb)
 {
-	return verdict(guard(skb));
+	return guard_uplink(skb);
 }
 
 SEC("tc")
-int guard_ingress(struct __sk_buff *skb)
+int uplink_ingress(struct __sk_buff *skb)
 {
-	return verdict(guard(skb));
+	return guard_uplink(skb);
+}
+
+SEC("tc")
+int device_egress(struct __sk_buff *skb)
+{
+	struct ends ends;
+
+	return verdict(read_ends(skb, &ends) && is_foreign_pod(ends.destination));
+}
+
+SEC("tc")
+int device_ingress(struct __sk_buff *skb)
+{
+	struct ends ends;
+
+	return verdict(read_ends(skb, &ends) && is_foreign_pod(ends.source));
 }
 
 char LICENSE[] SEC("license") = "Apache-2.0"; /* no helper in here is for GPL programs only */

@@ -109,13 +109,14 @@ def test_an_agent_that_is_killed_and_one_that_stays_away(mesh: Mesh) -> None:
 
 
 def test_without_its_devices_nothing_leaves_a_node(mesh: Mesh) -> None:
-    """Not even while its agent is dead: what a device was there for is dropped, and counted."""
+    """Not even while its agent is dead, nor when somebody takes our route table out of use."""
     server = mesh.world.sandbox.cluster("cluster2").nodes[0].pods[0]
     gateway = mesh.world.sandbox.cluster("cluster2").nodes[0].addresses.v4
     mesh.stop("cluster1/node1", kill=True)
     mesh.run("cluster1/node1", "ip", "link", "delete", "cm_wg00")
-    # The most that anybody could do to lead it astray: a route of the node's own.
+    # The most that anybody could do to lead it astray: a route of the node's own, and no rule.
     mesh.run("cluster1/node1", "ip", "route", "add", str(server.addresses.v4), "via", str(gateway))
+    mesh.run("cluster1/node1", "ip", "rule", "delete", "priority", "195")
     with Capture(mesh) as capture:
         done = mesh.attempt(CLIENT, "ping", "-n", "-c5", "-i0.05", "-W1", str(server.addresses.v4))
         assert " 0 received" in done.stdout

@@ -54,7 +54,7 @@ ffibuilder.cdef("""
         int fd, void *in_batch, void *out_batch, void *keys, void *values, uint32_t *count,
         const void *options);
 
-    int cm_link_create(int program_fd, int target, int attach_type);
+    int cm_link_create(int program_fd, int target, int attach_type, bool first);
     int cm_link_target(int fd, int *type, uint64_t *target);
     int cm_filter_set(int program_fd, int ifindex, bool egress, uint32_t handle);
     int cm_filter_delete(int ifindex, bool egress, uint32_t handle);
@@ -163,9 +163,13 @@ ffibuilder.set_source(
         return bpf_obj_get_info_by_fd(fd, info, &size);
     }
 
-    static int cm_link_create(int program_fd, int target, int attach_type)
+    #define BEFORE (1 << 3) /* BPF_F_BEFORE; of no other program: of all */
+
+    static int cm_link_create(int program_fd, int target, int attach_type, bool first)
     {
-        return bpf_link_create(program_fd, target, attach_type, NULL);
+        LIBBPF_OPTS(bpf_link_create_opts, options, .flags = first ? BEFORE : 0);
+
+        return bpf_link_create(program_fd, target, attach_type, &options);
     }
 
     /*

@@ -5,8 +5,7 @@ What this node's kernel does for the mesh: load it, or adopt what an earlier age
     (fill the maps)     at once right if adopted, else the reconcilers' first pass
     attach_sockets()    links that are there get the new programs in place, nothing is missed
     attach_tunnel()
-    attach_guard()
-    fast                has programs of its own to attach
+    guard, fast         have programs of their own to attach
     settle()            older schemas and links that nobody claimed are removed
 
 Until something is attached, whatever an earlier agent left goes on with its own maps. So a change
@@ -18,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Final
 from agent.kernel import bpf, contents, links, pins
 from agent.kernel.bpf import Object
 from agent.kernel.fast_path import FLOWS, FastPath
+from agent.kernel.guard import Guard
 from agent.kernel.layouts import Direction, DropReason
 from agent.kernel.links import AttachType
 from agent.kernel.pins import Limits, Pins
@@ -51,13 +51,14 @@ _TUNNEL_PROGRAMS: Final = {
     "tunnel_ingress": AttachType.TCX_INGRESS,
 }
 
-_GUARD_PROGRAMS: Final = {
-    "guard_egress": AttachType.TCX_EGRESS,
-    "guard_ingress": AttachType.TCX_INGRESS,
-}
+_KEPT: Final = ("connections", "sessions", "drops", "counters", "flows", "fast_counters", "ipcache")
+"""
+Maps that a new schema with the same layouts shares. Programs fill them, and would forget. The
+ipcache is filled by us: but until it is, nobody knows what may not pass in plain text.
+"""
 
-_KEPT: Final = ("connections", "sessions", "drops", "counters", "flows", "fast_counters")
-"""Maps that programs fill. A new schema with the same layouts shares them, rather than forget."""
+_SIZED: Final = {"flows": 4, "ipcache": 3}
+"""Those of them whose size is a setting: where that is in the name of a schema."""
 
 
 class Datapath:
@@ -73,6 +74,11 @@ class Datapath:
         self.adopted = pins_.is_current
         """Whether the maps hold what an earlier agent wrote, and are in use. If not, attach only
         when they are filled: what is attached now still uses full ones."""
+        older = pins_.predecessor
+        self.knows_addresses = self.adopted or (
+            older is not None and _is_as_large("ipcache", older, pins_.maps)
+        )
+        """Whether the ipcache holds what an earlier agent wrote, be it in other maps than ours."""
         self.frontends: Final = sockets.map("frontends")
         self.backends: Final = sockets.map("backends")
         self.ipcache: Final = tunnel.map("ipcache")
@@ -80,11 +86,11 @@ class Datapath:
         self._counters = tunnel.map("counters")
         self._pins = pins_
         self._limits = limits
-        self._guard: Object | None = None
         self._sockets = sockets
         self._tunnel = tunnel
         self._attached: set[str] = set()
         self.fast: FastPath | None = None
+        self.guard: Guard | None = None
 
     @classmethod
     def open(
@@ -95,9 +101,13 @@ class Datapath:
         max_connected_clusters: int = 255,
         tunnel: Tunnel | None = None,
         fast_path: bool = False,
+        guarded: ClusterId | None = None,
     ) -> Datapath:
         """
         Load the programs, with the maps that are pinned in `bpffs` or new ones. Attaches nothing.
+
+        Args:
+            guarded: our own cluster, when nothing may pass in plain text to and from the others.
 
         Raises:
             UserError: not root, no bpffs, or a kernel that does not take the programs.
@@ -127,6 +137,10 @@ class Datapath:
             if fast_path:
                 path, attached = _OBJECTS / "pod.bpf.o", datapath._attached
                 datapath.fast = FastPath(path, pins_, limits, attached, tunnel or Tunnel())
+                undo.callback(datapath.fast.close)
+            if guarded is not None:
+                path, attached = _OBJECTS / "guard.bpf.o", datapath._attached
+                datapath.guard = Guard(path, pins_, limits, attached, guarded)
             undo.pop_all()
             return datapath
 
@@ -170,33 +184,24 @@ class Datapath:
             for name, type_ in _TUNNEL_PROGRAMS.items():
                 self._attach(self._tunnel, name, ifindex, type_)
 
-    def attach_guard(self, ifindexes: Iterable[int], own_cluster: ClusterId) -> None:
+    def guard_device(self, ifindex: int, *, is_uplink: bool) -> None:
         """
-        Drop what other clusters' pods send, or are sent, by these devices in plain text.
-
-        To be called once the ipcache is filled, for that is what it goes by. Idempotent.
+        See `Guard.attach`, without which no agent that encrypts may go on.
 
         Raises:
             UserError: the kernel has neither TCX nor clsact.
             OSError: ENODEV, there is no such device in this network namespace.
         """
+        assert self.guard is not None
         with _explained(
-            "guard the devices towards other nodes",
+            "guard the devices of this node",
             "TCX (Linux 6.6 or newer), or clsact (sch_ingress, cls_bpf)",
         ):
-            if self._guard is None:
-                self._guard = Object(
-                    _OBJECTS / "guard.bpf.o",
-                    self._pins.maps,
-                    settings={"own_cluster_id": struct.pack("=I", own_cluster)},
-                    max_entries=self._limits.sizes(),
-                )
-            for ifindex in ifindexes:
-                for name, type_ in _GUARD_PROGRAMS.items():
-                    pin = f"{name}_{ifindex}"
-                    program = self._guard.program(name)
-                    links.attach(program, ifindex, type_, self._pins.links / pin)
-                    self._attached.add(pin)
+            self.guard.attach(ifindex, is_uplink=is_uplink)
+
+    def detach_fast_path(self) -> None:
+        """Have every packet pass the host's stack, whoever attached what led it around."""
+        FastPath.detach_all(self._pins)
 
     def settle(self) -> None:
         """
@@ -223,10 +228,9 @@ class Datapath:
             map_.close()
         self._sockets.close()
         self._tunnel.close()
-        if self._guard is not None:
-            self._guard.close()
-        if self.fast is not None:
-            self.fast.close()
+        for part in (self.guard, self.fast):
+            if part is not None:
+                part.close()
 
     @staticmethod
     def remove(bpffs: Path) -> None:
@@ -242,18 +246,19 @@ def _share_kept_maps(pins_: Pins) -> None:
     """Pin those maps of the schema in use that the new one can go on with."""
     older = pins_.predecessor
     for name in _KEPT if older else ():
-        if (
-            name == "flows"
-            and older
-            and older.name.split("-")[4:] != pins_.maps.name.split("-")[4:]
-        ):
-            continue  # of another size: the fast path was switched on, or off
-        if older and (older / name).exists() and not (pins_.maps / name).exists():
+        if older is None or not _is_as_large(name, older, pins_.maps):
+            continue
+        if (older / name).exists() and not (pins_.maps / name).exists():
             fd = bpf.open_pin(older / name)
             try:
                 bpf.pin_at(fd, pins_.maps / name)
             finally:
                 os.close(fd)
+
+
+def _is_as_large(map_: str, one: Path, other: Path) -> bool:
+    at = _SIZED.get(map_)
+    return at is None or one.name.split("-")[at] == other.name.split("-")[at]
 
 
 @contextmanager

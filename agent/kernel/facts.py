@@ -25,7 +25,6 @@ class Facts(msgspec.Struct, frozen=True):
 
     underlay: str  # the device towards the other nodes
     mtu: int  # of that device
-    outside: tuple[str, ...] = ()  # every device that leads off this node and its pods
     addresses: tuple[tuple[str, IPInterface], ...] = ()  # global ones, by device
     pod_cidrs: tuple[IPNetwork, ...] = ()  # this node's own
     given_mtu: int | None = None  # what a user says of it, who knows of a narrower place
@@ -73,8 +72,7 @@ async def read_facts(
         what = f"has {' or '.join(map(str, node_ips))}" if node_ips else "has a default route"
         raise OSError(errno.ENODEV, f"no network device of this node {what}")
     mtu = next(link.get("mtu") for link in links.values() if link.get("ifname") == name)
-    outside = dict.fromkeys([name, *await _default_devices(ip, links)])
-    return Facts(name, mtu, tuple(outside), tuple(addresses), pod_cidrs)
+    return Facts(name, mtu, tuple(addresses), pod_cidrs)
 
 
 async def read_addresses(ip: AsyncIPRoute) -> list[tuple[str, IPInterface]]:
@@ -96,15 +94,11 @@ def _local(address: Any) -> str:
 
 
 async def _default_device(ip: AsyncIPRoute, links: dict[int, Any]) -> str | None:
-    return next(iter(await _default_devices(ip, links)), None)
-
-
-async def _default_devices(ip: AsyncIPRoute, links: dict[int, Any]) -> list[str]:
-    """The devices of default routes, the preferred one first."""
+    """The device of the preferred default route."""
     found = []
     for family in (AF_INET, AF_INET6):
         async for route in await ip.get_default_routes(family=family, table=_RT_TABLE_MAIN):
             hops = route.get("multipath") or [route]
             devices = [hop.get("oif") for hop in hops]
             found += [(route.get("priority") or 0, d) for d in devices if d in links]
-    return [links[device].get("ifname") for _, device in sorted(found)]
+    return links[min(found)[1]].get("ifname") if found else None

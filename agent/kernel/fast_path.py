@@ -82,6 +82,13 @@ class FastPath:
             if number.isdecimal() and int(number) not in ports:
                 self._detach(_POD, int(number))
 
+    @staticmethod
+    def detach_all(pins: Pins) -> None:
+        """Detach whatever agents have attached, this one and earlier ones."""
+        for pin in tuple(pins.links.iterdir()):
+            if pin.name.startswith((f"{_POD}-", f"{_UNDERLAY}-")):
+                links.detach(pin)
+
     def close(self) -> None:
         """Let go of everything. What is attached goes on."""
         for map_ in (self.pods, self.flows, self._media):

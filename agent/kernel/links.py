@@ -42,7 +42,7 @@ class AttachType(enum.IntEnum):
     TCX_EGRESS = 47
 
 
-def attach(program: int, target: int, type_: AttachType, pin: Path) -> None:
+def attach(program: int, target: int, type_: AttachType, pin: Path, *, first: bool = False) -> None:
     """
     Make `program` run at `target`, and remember that at `pin`, for `detach` and the next agent.
 
@@ -53,6 +53,8 @@ def attach(program: int, target: int, type_: AttachType, pin: Path) -> None:
     Args:
         target: file descriptor of a cgroup, or index of an interface *in the network namespace of
             the calling thread*.
+        first: before all programs that are at an interface now. A filter of clsact takes its turn
+            by priority: where interfaces have no links there is no first one.
 
     Raises:
         OSError: EBADF if it is no cgroup2, ENODEV if there is no such interface, EINVAL if the
@@ -74,7 +76,7 @@ def attach(program: int, target: int, type_: AttachType, pin: Path) -> None:
                     fail(-error, f"{pin.name}: update")
         finally:
             os.close(link)
-    link = lib.cm_link_create(program, target, type_)
+    link = lib.cm_link_create(program, target, type_, first)
     if link == -errno.EINVAL and is_interface:
         attach_filter(program, target, type_, pin)
         return

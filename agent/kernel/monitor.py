@@ -41,7 +41,7 @@ _RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE = 0x80, 0x40000
 _SO_ATTACH_FILTER = 26
 _RECEIVE: Final = 1 << 16
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
-_TYPE, _PORT, _TABLE_BYTE = 4, 12, 20  # offsets in a route message
+_TYPE, _PORT, _LENGTH_BYTE, _TABLE_BYTE = 4, 12, 17, 20  # offsets in a route message
 
 
 class RouteChange(msgspec.Struct, frozen=True, gc=False):
@@ -82,7 +82,7 @@ class RouteMonitor:
             *(_RTMGRP_LINK, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE),
             *(_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE),
         )
-        _attach(self._socket, _filter(ignore_port))
+        attach_filter(self._socket, _filter(ignore_port))
 
     def close(self) -> None:
         """Hear nothing any more."""
@@ -121,7 +121,7 @@ def _parse(data: bytes) -> list[Change]:
     for message in messages(data):
         if message.type in {RTM_NEWROUTE, RTM_DELROUTE}:
             route = parse_route(message.payload)
-            if route and route.table == TABLE:
+            if route and route.table == TABLE and not route.is_unreachable:
                 found.append(RouteChange(route.prefix))
         elif message.type in {RTM_NEWLINK, RTM_DELLINK}:
             link = parse_link(message.payload)
@@ -148,11 +148,26 @@ def _filter(ignore_port: int) -> list[tuple[int, int, int, int]]:
     ]
 
 
+def default_routes_only() -> list[tuple[int, int, int, int]]:
+    """Classic BPF: of all routes the default ones, and whatever is none."""
+    return [
+        (_LOAD_HALF, 0, 0, _TYPE),
+        (_JUMP_EQUAL, 2, 0, socket.htons(RTM_NEWROUTE)),
+        (_JUMP_EQUAL, 1, 0, socket.htons(RTM_DELROUTE)),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_LOAD_BYTE, 0, 0, _LENGTH_BYTE),
+        (_JUMP_EQUAL, 0, 1, 0),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+
+
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 _PROGRAM: Final = struct.Struct("@HP")  # struct sock_fprog
 
 
-def _attach(to: socket.socket, program: list[tuple[int, int, int, int]]) -> None:
+def attach_filter(to: socket.socket, program: list[tuple[int, int, int, int]]) -> None:
+    """Have a program of classic BPF say what a socket hears: code, jumps and constant each."""
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in program))
     fprog = _PROGRAM.pack(len(program), ctypes.addressof(code))
     to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

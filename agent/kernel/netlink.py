@@ -24,7 +24,7 @@ from clustermesh.model import IPAddress, IPNetwork
 from .facts import Facts, IPInterface, read_addresses, read_facts
 from .monitor import RouteMonitor
 from .pyroute import AsyncIPRoute, NetlinkError
-from .route_messages import PROTOCOL, TABLE
+from .route_messages import BACKSTOP_METRIC, PROTOCOL, TABLE
 from .routes import RouteSocket, has_ipv6
 from .tunnel import TUNNELS, Tunnel, disable_gro, is_ours
 
@@ -51,10 +51,16 @@ class Netlink:
     """What the agent needs of rtnetlink. Open it with `Netlink.open()`."""
 
     def __init__(
-        self, ip: AsyncIPRoute, routes: RouteSocket, monitor: RouteMonitor, sysctls: Path
+        self,
+        ip: AsyncIPRoute,
+        routes: RouteSocket,
+        backstops: RouteSocket,
+        monitor: RouteMonitor,
+        sysctls: Path,
     ) -> None:
         self.ip = ip
         self.routes = routes
+        self.backstops = backstops
         self.monitor = monitor
         self._sysctls = sysctls
 
@@ -67,14 +73,14 @@ class Netlink:
         Args:
             sysctls: where `/proc/sys/net` of this network namespace can be written.
         """
-        routes = RouteSocket()
+        routes, backstops = RouteSocket(), RouteSocket(BACKSTOP_METRIC)
         monitor = RouteMonitor(routes.port)
         try:
             async with AsyncIPRoute() as ip:
-                yield cls(ip, routes, monitor, sysctls)
+                yield cls(ip, routes, backstops, monitor, sysctls)
         finally:
-            routes.close()
-            monitor.close()
+            for opened in (routes, backstops, monitor):
+                opened.close()
 
     async def facts(
         self, *, node_ips: Collection[IPAddress] = (), pod_cidrs: tuple[IPNetwork, ...] = ()
@@ -229,8 +235,9 @@ class Netlink:
         for family in _families():
             for rule in await self._rules(family):
                 await self._delete_rule(family, rule)
-        for error in (await self.routes.apply({}, list(await self.routes.dump()))).values():
-            raise error
+        for ours in (self.routes, self.backstops):
+            for error in (await ours.apply({}, list(await ours.dump()))).values():
+                raise error
         await self.remove_tunnel_devices()
         await self.remove_encrypted_devices()
 

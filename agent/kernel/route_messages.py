@@ -25,6 +25,7 @@ from clustermesh.model import IPAddress, IPNetwork
 TABLE: Final = 1995
 PROTOCOL: Final = 195
 METRIC: Final = 1995  # so that a stranger's route in our table is neither replaced nor deleted
+BACKSTOP_METRIC: Final = METRIC + 1  # what counts where the route of that metric is missing
 
 # linux/netlink.h
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -35,15 +36,17 @@ _NLMSGERR_ATTR_MSG = 1
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK = 16, 17
+RTM_NEWADDR: Final = 20
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE = 32, 33
 RT_TABLE_COMPAT: Final = 252  # rtm_table of every table above 255
-_RTN_UNICAST = 1
+_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_METRICS, _RTA_TABLE, _RTA_VIA = 8, 15, 18
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
 _RTAX_MTU = 2
-_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 4, 5, 18, 37
+_IFLA_INFO_KIND = 1
 _FRA_TABLE = 15
 
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
@@ -51,6 +54,8 @@ _ROUTE: Final = struct.Struct("=IHHIIBBBBBBBBI")  # header and struct rtmsg
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 _LINK: Final = struct.Struct("=BBHiII")  # struct ifinfomsg
 _RULE: Final = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
+_ADDRESS: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg
+_HOP: Final = struct.Struct("=HBBi")  # struct rtnexthop
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _U32: Final = struct.Struct("=I")
 _S32: Final = struct.Struct("=i")
@@ -59,7 +64,7 @@ _S32: Final = struct.Struct("=i")
 class KernelRoute(msgspec.Struct, frozen=True, gc=False):
     """What the kernel knows of one of our routes, besides its prefix."""
 
-    device: str
+    device: str  # empty: nothing can get there, which the sender is told
     gateway: IPAddress | None = None
     source: IPAddress | None = None  # what a socket of the node's own sends from
     mtu: int | None = None
@@ -82,7 +87,8 @@ class ParsedRoute(msgspec.Struct, frozen=True, gc=False):
     table: int
     protocol: int
     metric: int
-    device: int  # 0 for a route over several
+    device: int  # 0 for a route over several, or to nowhere
+    is_unreachable: bool
     gateway: IPAddress | None
     source: IPAddress | None
     mtu: int | None
@@ -95,12 +101,31 @@ class ParsedLink(msgspec.Struct, frozen=True, gc=False):
     name: str
     flags: int
     mtu: int
+    kind: str  # veth, bridge, …; empty for hardware
+    is_pair_here: bool  # a veth whose other end is in this network namespace too
 
 
-def pack_put(prefix: IPNetwork, route: KernelRoute, device: int, sequence: int) -> bytes:
-    """Add `prefix`, or replace what we have for it."""
+class ParsedAddress(msgspec.Struct, frozen=True, gc=False):
+    """An address of a device, in a notification."""
+
+    device: int
+    is_global: bool
+
+
+class ParsedDefaultRoute(msgspec.Struct, frozen=True, gc=False):
+    """Where everything else goes, by one of the tables."""
+
+    table: int
+    devices: tuple[int, ...]
+
+
+def pack_put(
+    prefix: IPNetwork, route: KernelRoute, device: int, sequence: int, metric: int = METRIC
+) -> bytes:
+    """Add `prefix`, or replace what we have for it. Without a `device` it leads nowhere."""
     family, destination = _destination(prefix)
-    rest = _rest(route.gateway, route.source, route.mtu, device, family)
+    rest = _priority(metric) + _rest(route.gateway, route.source, route.mtu, device, family)
+    is_on_link = device and not route.gateway
     return (
         _ROUTE.pack(
             _ROUTE.size + len(destination) + len(rest),
@@ -114,8 +139,8 @@ def pack_put(prefix: IPNetwork, route: KernelRoute, device: int, sequence: int) 
             0,
             0,
             PROTOCOL,
-            _RT_SCOPE_UNIVERSE if route.gateway else _RT_SCOPE_LINK,
-            _RTN_UNICAST,
+            _RT_SCOPE_LINK if is_on_link else _RT_SCOPE_UNIVERSE,
+            _RTN_UNICAST if device else _RTN_UNREACHABLE,
             0,
         )
         + destination
@@ -123,10 +148,10 @@ def pack_put(prefix: IPNetwork, route: KernelRoute, device: int, sequence: int) 
     )
 
 
-def pack_delete(prefix: IPNetwork, sequence: int) -> bytes:
+def pack_delete(prefix: IPNetwork, sequence: int, metric: int = METRIC) -> bytes:
     """Delete what we have for `prefix`, wherever it leads. A stranger's route does not match."""
     family, destination = _destination(prefix)
-    rest = attribute(_RTA_TABLE, _U32.pack(TABLE)) + attribute(_RTA_PRIORITY, _U32.pack(METRIC))
+    rest = attribute(_RTA_TABLE, _U32.pack(TABLE)) + _priority(metric)
     length = _ROUTE.size + len(destination) + len(rest)
     head = (length, RTM_DELROUTE, NLM_F_REQUEST, sequence, 0)
     body = (family, prefix.prefixlen, 0, 0, 0, PROTOCOL, _RT_SCOPE_NOWHERE, 0, 0)
@@ -168,10 +193,11 @@ def parse_error(message: Message) -> OSError | None:
 
 
 def parse_route(payload: memoryview) -> ParsedRoute | None:
-    """A route; None for one of another family, or one that is not a plain unicast route."""
+    """A route; None for one of another family, or one of a kind that we never make."""
     family, length, _, _, table, protocol, _, kind, _ = _RTMSG.unpack_from(payload)
-    if family not in {AF_INET, AF_INET6} or kind != _RTN_UNICAST:
+    if family not in {AF_INET, AF_INET6} or kind not in {_RTN_UNICAST, _RTN_UNREACHABLE}:
         return None
+    is_unreachable = kind == _RTN_UNREACHABLE  # of IPv6 it is at the loopback device
     found = attributes(payload[_RTMSG.size :])
     address = bytes(found.get(_RTA_DST, bytes(4 if family == AF_INET else 16)))
     number = int.from_bytes(address, "big")
@@ -182,7 +208,8 @@ def parse_route(payload: memoryview) -> ParsedRoute | None:
         _number(found.get(_RTA_TABLE)) or table,
         protocol,
         _number(found.get(_RTA_PRIORITY)) or 0,
-        _number(found.get(_RTA_OIF)) or 0,
+        0 if is_unreachable else _number(found.get(_RTA_OIF)) or 0,
+        is_unreachable,
         _address(via),
         _address(found.get(_RTA_PREFSRC)),
         _number(metrics.get(_RTAX_MTU)),
@@ -193,8 +220,34 @@ def parse_link(payload: memoryview) -> ParsedLink:
     """A device, in a notification."""
     _, _, _, index, flags, _ = _LINK.unpack_from(payload)
     found = attributes(payload[_LINK.size :])
-    name = bytes(found[_IFLA_IFNAME]).rstrip(b"\0").decode()
-    return ParsedLink(index, name, flags, _number(found.get(_IFLA_MTU)) or 0)
+    about = attributes(found[_IFLA_LINKINFO]) if _IFLA_LINKINFO in found else {}
+    kind = _text(about.get(_IFLA_INFO_KIND))
+    is_pair_here = kind == "veth" and _IFLA_LINK in found and _IFLA_LINK_NETNSID not in found
+    mtu = _number(found.get(_IFLA_MTU)) or 0
+    return ParsedLink(index, _text(found[_IFLA_IFNAME]), flags, mtu, kind, is_pair_here)
+
+
+def parse_address(payload: memoryview) -> ParsedAddress:
+    """An address of a device, in a notification."""
+    _, _, _, scope, device = _ADDRESS.unpack_from(payload)
+    return ParsedAddress(device, scope == _RT_SCOPE_UNIVERSE)
+
+
+def parse_default_route(payload: memoryview) -> ParsedDefaultRoute | None:
+    """A default route that leads somewhere; None for any other route."""
+    _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(payload)
+    if length or kind != _RTN_UNICAST:
+        return None
+    found = attributes(payload[_RTMSG.size :])
+    devices = [_number(found.get(_RTA_OIF))]
+    hops, at = found.get(_RTA_MULTIPATH, memoryview(b"")), 0
+    while at + _HOP.size <= len(hops):
+        size, _, _, device = _HOP.unpack_from(hops, at)
+        devices.append(device)
+        at += (size + 3) & ~3 or _HOP.size
+    return ParsedDefaultRoute(
+        _number(found.get(_RTA_TABLE)) or table, tuple(device for device in devices if device)
+    )
 
 
 def parse_rule_table(payload: memoryview) -> int | None:
@@ -207,15 +260,18 @@ def _destination(prefix: IPNetwork) -> tuple[int, bytes]:
     return family, attribute(_RTA_DST, prefix.network_address.packed)
 
 
+@lru_cache(maxsize=2)
+def _priority(metric: int) -> bytes:
+    return attribute(_RTA_PRIORITY, _U32.pack(metric))
+
+
 @lru_cache(maxsize=16384)
 def _rest(
     gateway: IPAddress | None, source: IPAddress | None, mtu: int | None, device: int, family: int
 ) -> bytes:
-    parts = [
-        attribute(_RTA_TABLE, _U32.pack(TABLE)),
-        attribute(_RTA_PRIORITY, _U32.pack(METRIC)),
-        attribute(_RTA_OIF, _U32.pack(device)),
-    ]
+    parts = [attribute(_RTA_TABLE, _U32.pack(TABLE))]
+    if device:
+        parts.append(attribute(_RTA_OIF, _U32.pack(device)))
     if gateway is not None:
         other = AF_INET if gateway.version == 4 else AF_INET6
         if other == family:
@@ -243,6 +299,10 @@ def attributes(view: memoryview) -> dict[int, memoryview]:
         found[kind & 0x3FFF] = view[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3 or _ATTRIBUTE.size
     return found
+
+
+def _text(value: memoryview | None) -> str:
+    return "" if value is None else bytes(value).rstrip(b"\0").decode()
 
 
 def _number(value: memoryview | None) -> int | None:

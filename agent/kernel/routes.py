@@ -56,7 +56,12 @@ class RouteSocket:
     Used from one event loop, one call at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metric: int = METRIC) -> None:
+        """
+        Args:
+            metric: of the routes. Of two to the same prefix the lower counts, while it is there.
+        """
+        self._metric = metric
         self._socket = open_netlink()
         self._sequence = 1
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
@@ -97,9 +102,11 @@ class RouteSocket:
             number = first + len(packed)
             try:
                 packed.append(
-                    pack_delete(prefix, number)
+                    pack_delete(prefix, number, self._metric)
                     if route is None
-                    else pack_put(prefix, route, _index(route.device, devices), number)
+                    else pack_put(
+                        prefix, route, _index(route.device, devices), number, self._metric
+                    )
                 )
                 sent.append((prefix, route))
             except OSError as error:
@@ -159,9 +166,9 @@ class RouteSocket:
                 if route and (route.table, route.protocol, route.metric) == (
                     TABLE,
                     PROTOCOL,
-                    METRIC,
+                    self._metric,
                 ):
-                    device = _name(route.device, names)
+                    device = "" if route.is_unreachable else _name(route.device, names)
                     found[route.prefix] = KernelRoute(
                         device, route.gateway, route.source, route.mtu
                     )
@@ -200,6 +207,8 @@ def has_ipv6() -> bool:
 
 
 def _index(device: str, known: dict[str, int]) -> int:
+    if not device:
+        return 0
     if device not in known:
         try:
             known[device] = socket.if_nametoindex(device)

@@ -92,6 +92,14 @@ def cidrs(
     return {key: _without(claim, refused_ips) for key, claim in rows.items()}
 
 
+def overlapping(cidrs: Iterable[IPNetwork], others: Iterable[IPNetwork]) -> set[IPNetwork]:
+    """Those of `cidrs` that share an address with one of `others`."""
+    accepted = _Accepted()
+    for other in others:
+        accepted.add(CidrKey(other, _NOBODY, ""))
+    return {cidr for cidr in cidrs if accepted.overlaps(cidr)}
+
+
 def _trespass(cidr: IPNetwork, reserved: CidrKey | None, allowed: Collection[IPNetwork]) -> str:
     """Why no pod of another cluster can have the addresses `cidr`; empty if it can."""
     if reserved is not None:
@@ -157,6 +165,10 @@ class _Accepted:
             if other.cluster != key.cluster or other.cidr == key.cidr:
                 return other
         return None
+
+    def overlaps(self, cidr: IPNetwork) -> bool:
+        """Whether any claim shares an address with `cidr`."""
+        return next(self._overlapping(cidr), None) is not None
 
     def _overlapping(self, cidr: IPNetwork) -> Iterator[CidrKey]:
         claims, starts = self._claims[cidr.version], self._starts[cidr.version]

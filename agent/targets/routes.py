@@ -108,7 +108,7 @@ class RouteTarget:
     async def drift(self) -> AsyncIterator[Collection[IPNetwork] | None]:
         """
         Prefixes that somebody else changed; None when the rule or a device of ours came or went, or
-        when any device has another MTU, which might be the one that ours follow.
+        when any device has another MTU or is made anew, which might be the one that ours follow.
 
         The kernel takes the routes of a device that goes down along without a word.
         """
@@ -123,6 +123,7 @@ class RouteTarget:
 
     async def _is_prepared(self) -> bool:
         """Prepare, and whether nothing was undone meanwhile, as far as the kernel has told."""
+        self._netlink.monitor.drain()  # what has been told until now is seen
         self._heard.clear()
         await self._prepare()
         # What was heard up to here is told by what is read from here on, our own doing included.
@@ -152,9 +153,13 @@ class RouteTarget:
                 came_or_went = is_up != (self._up.get(name) == index)
                 return came_or_went or self._has_other_mtu(change)
             case LinkChange():
-                return self._has_other_mtu(change)
+                return self._has_other_mtu(change) or self._is_made_anew(change)
             case _:
                 return False
+
+    def _is_made_anew(self, link: LinkChange) -> bool:
+        """Whether the device that had this name was another: the underlay may have been it."""
+        return link.is_up and self._up.get(link.name, link.index) != link.index
 
     def _has_other_mtu(self, link: LinkChange) -> bool:
         return self._mtus.get(link.index, link.mtu) != link.mtu

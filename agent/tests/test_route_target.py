@@ -264,3 +264,17 @@ def test_another_mtu_of_the_underlay_is_looked_at_at_once() -> None:
         assert keeper.comparisons == 2
 
     kept(body)
+
+
+@needs_root
+@pytest.mark.kernel
+def test_an_underlay_that_is_made_anew_is_looked_at_at_once() -> None:
+    async def body(keeper: Kept) -> None:
+        sh("ip link del eth0")
+        sh("ip link add eth0 type veth peer name wire")
+        sh("ip link set eth0 up")
+        async with asyncio.timeout(WITHIN):
+            while keeper.comparisons < 2:  # noqa: ASYNC110 - kernel state: polled
+                await asyncio.sleep(0.01)
+
+    kept(body)

@@ -8,7 +8,10 @@ A guarded node, and everything else at the other end of its wire.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import json
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -20,7 +23,8 @@ import pytest
 
 from agent.kernel import inspect
 from agent.kernel.datapath import Datapath
-from agent.kernel.layouts import DropReason
+from agent.kernel.layouts import DropReason, Medium
+from agent.kernel.links import AttachType
 from agent.rows import IpcacheEntry
 from agent.targets.ipcache import IpcacheTarget
 from clustermesh.model import REMOTE_NODE, ClusterId, IdentityId
@@ -52,24 +56,27 @@ class Row(NamedTuple):
     sender: str
     source: str
     destination: str
-    passes: bool
+    passes: str  # "device": only one that is not known to be an uplink
 
 
 ROWS = [
-    Row("to a pod of another cluster", "here", "10.1.0.5", "10.2.0.7", passes=False),
-    Row("to one that only its CIDR is known of", "here", "10.1.0.5", "10.2.0.8", passes=False),
-    Row("the same with IPv6", "here", "fd00:1::5", "fd00:2::7", passes=False),
-    Row("from the node itself", "here", "192.0.2.1", "10.2.0.7", passes=False),
-    Row("to a pod whose node is not known", "here", "10.1.0.5", "10.3.0.1", passes=False),
-    Row("with another's source address", "here", "10.2.0.9", "10.9.0.1", passes=False),
-    Row("to somebody who is in no cluster", "here", "10.1.0.5", "10.9.0.1", passes=True),
-    Row("to a node of another cluster", "here", "192.0.2.1", "192.0.2.2", passes=True),
-    Row("the same with IPv6", "here", "2001:db8::1", "2001:db8::2", passes=True),
-    Row("to a node that says it is a pod", "here", "192.0.2.1", "192.0.2.3", passes=True),
-    Row("from a pod of another cluster", "there", "10.2.0.7", "10.1.0.5", passes=False),
-    Row("the same with IPv6", "there", "fd00:2::7", "fd00:1::5", passes=False),
-    Row("from a node of another cluster", "there", "192.0.2.2", "192.0.2.1", passes=True),
-    Row("from somebody who is in no cluster", "there", "10.9.0.1", "10.1.0.5", passes=True),
+    Row("to a pod of another cluster", "here", "10.1.0.5", "10.2.0.7", "no"),
+    Row("to one that only its CIDR is known of", "here", "10.1.0.5", "10.2.0.8", "no"),
+    Row("the same with IPv6", "here", "fd00:1::5", "fd00:2::7", "no"),
+    Row("from the node itself", "here", "192.0.2.1", "10.2.0.7", "no"),
+    Row("to a pod whose node is not known", "here", "10.1.0.5", "10.3.0.1", "no"),
+    Row("with another's source address", "here", "10.2.0.9", "10.9.0.1", "device"),
+    Row("the same with IPv6", "here", "fd00:2::9", "fd00:9::1", "device"),
+    Row("to somebody who is in no cluster", "here", "10.1.0.5", "10.9.0.1", "yes"),
+    Row("to a node of another cluster", "here", "192.0.2.1", "192.0.2.2", "yes"),
+    Row("the same with IPv6", "here", "2001:db8::1", "2001:db8::2", "yes"),
+    Row("to a node that says it is a pod", "here", "192.0.2.1", "192.0.2.3", "yes"),
+    Row("from a pod of another cluster", "there", "10.2.0.7", "10.1.0.5", "no"),
+    Row("the same with IPv6", "there", "fd00:2::7", "fd00:1::5", "no"),
+    Row("to a pod of another cluster", "there", "10.9.0.1", "10.2.0.9", "device"),
+    Row("the same with IPv6", "there", "fd00:9::1", "fd00:2::9", "device"),
+    Row("from a node of another cluster", "there", "192.0.2.2", "192.0.2.1", "yes"),
+    Row("from somebody who is in no cluster", "there", "10.9.0.1", "10.1.0.5", "yes"),
 ]
 
 
@@ -91,9 +98,9 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
                 f"ip address add 2001:db8::{number}/64 dev wire nodad",
                 "ip link set wire addrgenmode none up",
             )
-        for pod in ("10.1.0.5", "10.2.0.9", "fd00:1::5"):
+        for pod in ("10.1.0.5", "10.2.0.9", "fd00:1::5", "fd00:2::9"):
             here.run(f"ip address add {pod} dev lo")
-        for pod in ("10.2.0.7", "10.2.0.8", "10.3.0.1", "10.9.0.1", "fd00:2::7"):
+        for pod in ("10.2.0.7", "10.2.0.8", "10.3.0.1", "10.9.0.1", "fd00:2::7", "fd00:9::1"):
             there.run(f"ip address add {pod} dev lo")
         there.run("ip address add 192.0.2.3/24 dev wire")
         here.run("ip route add 10.0.0.0/8 via 192.0.2.2", "ip route add fd00::/16 via 2001:db8::2")
@@ -104,19 +111,30 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
         yield Wire(here, there, bpffs)
 
 
+@pytest.mark.parametrize("kind", ["uplink", "device"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.sender}: {row.description}")
-def test_what_is_in_plain_text(row: Row, wire: Wire) -> None:
+def test_what_is_in_plain_text(row: Row, kind: str, wire: Wire) -> None:
+    wire.here.do(attach, kind == "uplink")
     sender, receiver = (wire.here, wire.there)[:: 1 if row.sender == "here" else -1]
     before = inspect.drops(wire.bpffs)[DropReason.PLAIN_TEXT]
     receiver.do(listen, row.destination)
     sender.do(send, row.source, row.destination)
-    if row.passes:
+    if row.passes in {"yes", kind}:
         assert receiver.do(heard, 20.0) == row.source
         return
     deadline = time.monotonic() + 20
     while inspect.drops(wire.bpffs)[DropReason.PLAIN_TEXT] == before:
         assert time.monotonic() < deadline, "it was not dropped"
     assert receiver.do(heard, 0.0) == "nothing"
+
+
+def test_it_stands_before_programs_that_were_there_before(wire: Wire) -> None:
+    """One that takes a packet, of a CNI say, would keep it from all after it."""
+    wire.here.do(attach, True)
+    found = wire.here.do(programs, "wire", AttachType.TCX_INGRESS)
+    if not found:
+        pytest.skip("this kernel has no links of interfaces")
+    assert found == ["uplink_ingress", "underlay_ingress"]
 
 
 # What follows runs on a node.
@@ -126,13 +144,36 @@ _pod: socket.socket
 
 
 def guard(bpffs: Path) -> None:
-    """Guard the wire, with this ipcache."""
+    """Load it, with this ipcache. Another program is on the wire already."""
     global _datapath  # noqa: PLW0603 - the node's process is the object
-    _datapath = Datapath.open(bpffs, SMALL)
+    _datapath = Datapath.open(bpffs, SMALL, fast_path=True, guarded=HERE)
     asyncio.run(_fill(IpcacheTarget(_datapath)))
-    for _ in range(2):  # idempotent
-        _datapath.attach_guard([socket.if_nametoindex("wire")], HERE)
+    assert _datapath.fast is not None
+    _datapath.fast.set_media({socket.if_nametoindex("wire"): Medium.UNDERLAY})
+    attach(True)
     _datapath.settle()
+
+
+def attach(is_uplink: bool) -> None:
+    """Guard the wire, as what it is."""
+    assert _datapath.guard is not None
+    for _ in range(2):  # idempotent
+        _datapath.guard.attach(socket.if_nametoindex("wire"), is_uplink=is_uplink)
+
+
+def programs(device: str, type_: AttachType) -> list[str]:
+    """The names of those on a device, in the order in which they see a packet."""
+    ids, count = (ctypes.c_uint32 * 64)(), ctypes.c_uint32(64)
+    index = socket.if_nametoindex(device)
+    query = ctypes.CDLL("libbpf.so.1").bpf_prog_query
+    if query(index, int(type_), 0, None, ids, ctypes.byref(count)):
+        return []
+    show = ["bpftool", "-j", "prog", "show", "id"]
+    said = [
+        subprocess.run([*show, str(number)], check=True, capture_output=True, text=True).stdout
+        for number in ids[: count.value]
+    ]
+    return [json.loads(text)["name"] for text in said]
 
 
 async def _fill(target: IpcacheTarget) -> None:

@@ -25,6 +25,7 @@ TableName = Literal[
     "ipcache",
     "cidrs",
     "pods",
+    "devices",
     "paths",
 ]
 

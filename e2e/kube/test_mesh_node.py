@@ -114,7 +114,9 @@ async def keeping(settings: AgentSettings) -> AsyncIterator[Daemon]:
     """Keep the MeshNode, as the agent does, but more often."""
     daemon = Daemon("agent", "1.2.3")
     async with running(
-        keep_mesh_node(settings, daemon, OwnNode(encrypts=False), look_every=_LOOK_EVERY)
+        keep_mesh_node(
+            settings, daemon, OwnNode(encrypts=False, has_kernel=False), look_every=_LOOK_EVERY
+        )
     ):
         yield daemon
 
