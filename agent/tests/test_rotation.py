@@ -60,7 +60,11 @@ class World:
     async def agent(self) -> AsyncIterator[None]:
         """One run of it."""
         self.keys = OwnKeys.open(self._directory, now=time.time())
-        self.own, self._derived, self.retired = OwnNode(encrypts=True, has_kernel=False), Derived(), 0
+        self.own, self._derived, self.retired = (
+            OwnNode(encrypts=True, has_kernel=False),
+            Derived(),
+            0,
+        )
         read = Read()
         self._sessions = Sessions(
             self._devices, self._derived.peers, read.sessions.writer("devices"), lambda: None
