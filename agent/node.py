@@ -25,13 +25,13 @@ from .kernel.devices import device_changes, read_devices
 from .kernel.facts import Facts, IPInterface
 from .kernel.fast_path import FastPath
 from .kernel.layouts import Medium
-from .kernel.netlink import Netlink, device_index
+from .kernel.netlink import RULE_PRIORITY, Netlink, device_index
 from .kernel.nftables import Nftables
 from .kernel.pods import pod_changes, read_pods
 from .kernel.route_messages import TABLE, KernelRoute
 from .lanes import LANES
 from .own import OwnNode
-from .rows import Device, Reserved, Route, Routing
+from .rows import Device, Pod, Reserved, Route, Routing
 from .rules.causes import Lookup
 from .settings import AgentSettings
 from .tables import Derived, Read
@@ -157,6 +157,7 @@ class BpfNode:
         self._open = AsyncExitStack()
         self._attached = False
         self._hindrance = ""  # what keeps it from going on at present
+        self._hinders_fast = ""  # what keeps pods from the fast path
         self._facts: Facts | None = None
         self._left_backstops: Sequence[IPNetwork] = ()  # by an earlier agent
         self.encryption: Encryption | None = None
@@ -197,7 +198,7 @@ class BpfNode:
         if self._datapath.fast:
             target = PodTarget(self._datapath.fast)
             self._reconcilers["pods"] = Reconciler(
-                self._read.pods, target, lambda _, pod: pod, grace=grace
+                self._read.pods, target, self._fast_pod, grace=grace
             )
         if self._datapath.guard:
             self._reconcilers["devices"] = Reconciler(
@@ -278,7 +279,11 @@ class BpfNode:
         """See Kernel."""
         drops = {reason.name: count for reason, count in self._datapath.drops().items() if count}
         return DatapathStatus(
-            mode="bpf", routing=self._routings.default, attached=self._attached, drops=drops
+            mode="bpf",
+            routing=self._routings.default,
+            attached=self._attached,
+            drops=drops,
+            fast_path_off=self._hinders_fast,
         )
 
     def unready(self) -> str | None:
@@ -400,7 +405,27 @@ class BpfNode:
             self._datapath.attach_tunnel(device)
         if self._datapath.fast:
             self._datapath.fast.set_media(dict(self._media()))
+            await self._heed_marks()
         await self._netlink.ensure_rule()
+
+    async def _heed_marks(self) -> None:
+        """
+        Have no pods on the fast path where a packet's mark may decide on its way.
+
+        Marks are given by rules of netfilter, which what is on the fast path never meets. After our
+        own rule none matters but to what is not routed by us.
+        """
+        native = Routing.NATIVE in self._routings.in_use
+        rules = await self._netlink.mark_rules(None if native else RULE_PRIORITY)
+        hindrance = f"routing rules go by marks: {', '.join(map(str, rules))}" if rules else ""
+        if hindrance != self._hinders_fast:
+            self._hinders_fast = hindrance
+            log.warning("the fast path is %s", f"off: {hindrance}" if hindrance else "on again")
+            self._reconcilers["pods"].compare_soon()
+
+    def _fast_pod(self, address: IPAddress, pod: Pod) -> Pod | None:
+        del address
+        return None if self._hinders_fast else pod
 
     def _media(self) -> Iterator[tuple[int, Medium]]:
         """The devices that the fast path may use: none that encrypts, or that must not be used."""

@@ -79,6 +79,7 @@ class Datapath(msgspec.Struct, frozen=True, kw_only=True):
     routing: str = ""  # how pods of other clusters are reached; not at all by mode none
     attached: bool = False
     drops: Mapping[str, int] = {}  # packets by reason, since the maps were made
+    fast_path_off: str = ""  # why no pods are on the fast path, though it was asked for
 
 
 class Problem(msgspec.Struct, frozen=True):

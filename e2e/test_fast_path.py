@@ -176,6 +176,27 @@ def test_packets_that_do_not_fit_are_answered(mesh: Mesh) -> None:
         assert int(mesh.run(CLIENT, "python3", "-c", _SEND_MUCH, str(address))) == 4 << 20
 
 
+def test_rules_that_go_by_marks_are_heeded(mesh: Mesh) -> None:
+    """Whoever marks packets does so in netfilter, which the fast path goes around."""
+    place, server = NODES[0], mesh.node(NODES[1]).pods[0]
+    wanted = [ip for pod in mesh.node(place).pods for ip in pod.addresses]
+    change_rules(mesh, "add fwmark 0x77 priority 30000 lookup main")  # after ours
+    change_rules(mesh, "add fwmark 0x77 priority 100 lookup 77")
+    try:
+        eventually("no pod is on the fast path", partial(has_pods, mesh, mesh.node(place), []))
+        assert "the fast path is off: routing rules go by marks: 100" in mesh.warnings(place)
+        assert mesh.call(CLIENT, "tcp", server.addresses.v4, 8080)["pods"] == {server.place: 1}
+    finally:
+        change_rules(mesh, "delete priority 100")
+    eventually("they are again", partial(has_pods, mesh, mesh.node(place), wanted))
+    assert "fast path" not in mesh.warnings(place)
+    change_rules(mesh, "delete priority 30000")
+
+
+def change_rules(mesh: Mesh, how: str) -> None:
+    mesh.run(NODES[0], "ip", "rule", *how.split())
+
+
 def test_a_pod_that_goes_leaves_nothing_behind(mesh: Mesh) -> None:
     node = mesh.node("cluster2/node1")
     links = mesh.world.sandbox.bpffs(node) / "clustermesh/links"

@@ -26,11 +26,12 @@ from .route_messages import (
     RTM_DELRULE,
     RTM_NEWLINK,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     TABLE,
     messages,
     parse_link,
     parse_route,
-    parse_rule_table,
+    parse_rule,
 )
 from .routes import open_netlink
 
@@ -63,11 +64,15 @@ class RuleDeleted(msgspec.Struct, frozen=True, gc=False):
     """Our table is no longer looked up."""
 
 
+class MarkRuleChange(msgspec.Struct, frozen=True, gc=False):
+    """A rule that goes by the marks of packets has come or gone."""
+
+
 class Overrun(msgspec.Struct, frozen=True, gc=False):
     """The kernel had more to say than we could take: anything may have changed."""
 
 
-Change: TypeAlias = RouteChange | RuleDeleted | LinkChange | Overrun
+Change: TypeAlias = RouteChange | RuleDeleted | MarkRuleChange | LinkChange | Overrun
 
 
 class RouteMonitor:
@@ -127,8 +132,12 @@ def _parse(data: bytes) -> list[Change]:
             link = parse_link(message.payload)
             is_up = message.type == RTM_NEWLINK and bool(link.flags & _IFF_UP)
             found.append(LinkChange(link.name, link.index, is_up, link.mtu))
-        elif message.type == RTM_DELRULE and parse_rule_table(message.payload) == TABLE:
-            found.append(RuleDeleted())
+        elif message.type in {RTM_NEWRULE, RTM_DELRULE}:
+            rule = parse_rule(message.payload)
+            if message.type == RTM_DELRULE and rule.table == TABLE:
+                found.append(RuleDeleted())
+            elif rule.has_mark:
+                found.append(MarkRuleChange())
     return found
 
 

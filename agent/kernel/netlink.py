@@ -210,6 +210,24 @@ class Netlink:
                         "add", family=family, table=table, priority=priority, protocol=PROTOCOL
                     )
 
+    async def mark_rules(self, before: int | None = None) -> list[int]:
+        """
+        The priorities of the rules that go by the marks of packets, in order.
+
+        Args:
+            before: only those that are looked at before this priority.
+        """
+        found = []
+        for family in _families():
+            with _oserror("reading the routing rules"):
+                rules = [rule async for rule in await self.ip.get_rules(family=family)]
+            found += [
+                int(rule.get("priority") or 0)
+                for rule in rules
+                if rule.get("fwmark") is not None or rule.get("fwmask") is not None
+            ]
+        return sorted({priority for priority in found if before is None or priority < before})
+
     async def route_to(self, source: IPAddress, target: IPAddress) -> TakenRoute:
         """
         The route that a packet of this node takes, by all rules and tables.

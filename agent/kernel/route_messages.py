@@ -47,7 +47,7 @@ _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
 _RTAX_MTU = 2
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 4, 5, 18, 37
 _IFLA_INFO_KIND = 1
-_FRA_TABLE = 15
+_FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 10, 15, 16
 
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
 _ROUTE: Final = struct.Struct("=IHHIIBBBBBBBBI")  # header and struct rtmsg
@@ -103,6 +103,13 @@ class ParsedLink(msgspec.Struct, frozen=True, gc=False):
     mtu: int
     kind: str  # veth, bridge, …; empty for hardware
     is_pair_here: bool  # a veth whose other end is in this network namespace too
+
+
+class ParsedRule(msgspec.Struct, frozen=True, gc=False):
+    """A routing rule."""
+
+    table: int  # that it has looked up, or 0
+    has_mark: bool  # it is for packets with a mark, or without one
 
 
 class ParsedAddress(msgspec.Struct, frozen=True, gc=False):
@@ -250,9 +257,12 @@ def parse_default_route(payload: memoryview) -> ParsedDefaultRoute | None:
     )
 
 
-def parse_rule_table(payload: memoryview) -> int | None:
-    """The table that a rule has looked up."""
-    return _number(attributes(payload[_RULE.size :]).get(_FRA_TABLE))
+def parse_rule(payload: memoryview) -> ParsedRule:
+    """A rule, in a notification."""
+    found = attributes(payload[_RULE.size :])
+    return ParsedRule(
+        _number(found.get(_FRA_TABLE)) or 0, _FRA_FWMARK in found or _FRA_FWMASK in found
+    )
 
 
 def _destination(prefix: IPNetwork) -> tuple[int, bytes]:

@@ -12,7 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from typing import Final
 
 from agent.kernel.facts import Facts
-from agent.kernel.monitor import Change, LinkChange, Overrun, RouteChange, RuleDeleted
+from agent.kernel.monitor import (
+    Change,
+    LinkChange,
+    MarkRuleChange,
+    Overrun,
+    RouteChange,
+    RuleDeleted,
+)
 from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.tunnel import OVERHEAD, Tunnel
@@ -107,8 +114,9 @@ class RouteTarget:
 
     async def drift(self) -> AsyncIterator[Collection[IPNetwork] | None]:
         """
-        Prefixes that somebody else changed; None when the rule or a device of ours came or went, or
-        when any device has another MTU or is made anew, which might be the one that ours follow.
+        Prefixes that somebody else changed; None when the rule or a device of ours came or went, a
+        rule that goes by marks did, or any device has another MTU or is made anew, which might be
+        the one that ours follow.
 
         The kernel takes the routes of a device that goes down along without a word.
         """
@@ -136,7 +144,7 @@ class RouteTarget:
 
     def _is_undone(self, change: Change) -> bool:
         match change:
-            case Overrun() | RuleDeleted():
+            case Overrun() | RuleDeleted() | MarkRuleChange():
                 return True
             case LinkChange(name, _, is_up) if name in self._devices and not is_up:
                 return name not in self._up  # a device that is made starts down
@@ -147,7 +155,7 @@ class RouteTarget:
 
     def _concerns_all(self, change: Change) -> bool:
         match change:
-            case Overrun() | RuleDeleted():
+            case Overrun() | RuleDeleted() | MarkRuleChange():
                 return True
             case LinkChange(name, index, is_up) if name in self._devices:
                 came_or_went = is_up != (self._up.get(name) == index)

@@ -357,6 +357,15 @@ static __always_inline bool is_error_about_fast(struct __sk_buff *skb, const str
 	return known && known->medium == medium && known->seen_out && known->seen_in;
 }
 
+/* Whether the device of a pod takes a packet: if not, the stack answers it. */
+static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet,
+				 const struct pod *pod)
+{
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(skb, pod->device, &mtu, 0, 0) >= 0 && packet->length <= mtu;
+}
+
 /* Give the pod a packet that has come by `medium`; PASS if it is not for the fast path. */
 static __always_inline int deliver(struct __sk_buff *skb, enum medium medium)
 {
@@ -373,7 +382,8 @@ static __always_inline int deliver(struct __sk_buff *skb, enum medium medium)
 	if (is_icmp_error(skb, &packet, size)) {
 		if (!is_error_about_fast(skb, &packet, size, medium))
 			return PASS;
-	} else if (parse_ports(skb, size, &packet) < 0 || !is_fast_in(skb, &packet, pod, medium)) {
+	} else if (parse_ports(skb, size, &packet) < 0 || !fits(skb, &packet, pod) ||
+		   !is_fast_in(skb, &packet, pod, medium)) {
 		return PASS;
 	}
 	if (decrement_ttl(skb, &packet) || set_macs(skb, pod->mac, pod->gateway))

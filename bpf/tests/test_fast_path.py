@@ -307,6 +307,23 @@ def test_what_would_be_answered_by_another_device_is_not_for_the_fast_path(mesh:
         west.run("ip route replace 10.3.0.0/16 via 192.0.2.1")
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_too_large_for_the_pod_is_answered(way: str, mesh: Mesh) -> None:
+    """Its device may have less room than what is between the nodes."""
+    west = mesh.nodes["west"]
+    head = 60 if ":" in WAYS[way][0] else 40
+    west.run("ip link set veth mtu 1300")
+    try:
+        for made in mesh.nodes.values():
+            made.do(forget_flows)
+        assert travel(mesh, Send(way, size=1300 - head)) == "fast fast 62"
+        before = west.do(too_large)
+        assert travel(mesh, Send(way, flags=ACK, size=1301 - head)) == "fast - -"
+        assert west.do(too_large) == before + 1
+    finally:
+        west.run("ip link set veth mtu 1500")
+
+
 def travel(mesh: Mesh, send: Send) -> str:
     """How a frame left its node, how it entered the other, and its TTL when it came out there."""
     origin, goal = ("west", "east") if send.back else ("east", "west")
@@ -442,6 +459,13 @@ def has_geneve() -> bool:
     """Whether this kernel has it."""
     command = "ip link add made type geneve external"
     return subprocess.run(command.split(), check=False, capture_output=True).returncode == 0
+
+
+def too_large() -> int:
+    """The packets that this node has refused as too large for a device, of both families."""
+    shown = subprocess.run(["nstat", "-asz"], check=True, capture_output=True, text=True).stdout
+    counters = dict(line.split()[:2] for line in shown.splitlines()[1:])
+    return int(counters["IpFragFails"]) + int(counters["Ip6InTooBigErrors"])
 
 
 def listen(device: str) -> None:

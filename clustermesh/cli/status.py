@@ -214,6 +214,8 @@ def warnings_of(said: DaemonStatus) -> Iterator[str]:
         for reason, packets in said.datapath.drops.items():
             if packets and reason not in _EXPECTED_DROPS:
                 yield f"{packets} packets were dropped: {reason}"
+        if said.datapath.fast_path_off:
+            yield f"the fast path is off: {said.datapath.fast_path_off}"
 
 
 def _print(report: Report) -> None:
