@@ -121,10 +121,14 @@ def _troubles(found: Iterable[Ways]) -> Iterator[str]:
             yield f"{ways.source}: {ways.failure}"
         elif not ways.rows:
             yield f"{ways.source}: there is no way to test: it knows no node of another cluster"
-        for row in ways.rows:
+        for row in sorted(ways.rows, key=_way):
             if row.get("failing"):
                 way = f"{ways.source} to {row['cluster']}/{row['node']} over {row['ip']}"
                 yield f"{way}: {row['failing']}"
+
+
+def _way(row: Row) -> tuple[str, str, str]:
+    return row["cluster"], row["node"], row["ip"]
 
 
 def _print(found: Sequence[Ways], troubles: Sequence[str]) -> None:

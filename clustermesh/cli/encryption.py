@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
+import msgspec
 from cyclopts import App, Parameter
 
 from clustermesh.errors import UserError
 from clustermesh.settings import CommaSeparated
 from clustermesh.status import DAEMON_STATUS, DaemonStatus, EncryptionStatus
 
-from .client import AGENT, AgentAddress, decode, get
+from .client import AGENT, AgentAddress, Output, decode, get
+from .status import ago
 
 app = App(name="encryption", help="Show how nodes encrypt, and change their keys.")
 
@@ -28,6 +31,7 @@ def status(
     context: CommaSeparated = (),
     namespace: Namespace = None,
     kubeconfig: Path | None = None,
+    output: Output = "table",
 ) -> int:
     """
     Print how this node encrypts, or every node of some clusters. Exit code 1 if one does not.
@@ -44,10 +48,7 @@ def status(
         said, failures = statuses_of(context, namespace=namespace, kubeconfig=kubeconfig)
     else:
         said, failures = [_ask(agent)], []
-    _print(said)
-    for line in failures:
-        print(line)
-    return 0 if not failures and all(one.encryption for one in said) else 1
+    return _report(said, failures, output)
 
 
 @app.command
@@ -104,7 +105,8 @@ def _ask(agent: str) -> DaemonStatus:
 def _encryption(said: DaemonStatus) -> EncryptionStatus:
     if said.encryption is None:
         raise UserError(
-            f"{said.node} does not encrypt", hint="start its agent with --encryption wireguard"
+            f"{_name(said)} does not encrypt",
+            hint="start agents with --encryption wireguard, in all clusters",
         )
     return said.encryption
 
@@ -127,34 +129,53 @@ def _wait(
     return found
 
 
-def _print(said: Iterable[DaemonStatus]) -> None:
-    from rich.console import Console  # noqa: PLC0415
+def _report(said: Sequence[DaemonStatus], failures: Sequence[str], output: str) -> int:
+    """Print how nodes encrypt; 0 if all of them do."""
+    plain = [_name(one) for one in said if one.encryption is None]
+    troubles = [*failures, *(f"{name}: nothing is encrypted" for name in plain)]
+    if output == "json":
+        nodes = [{"node": _name(one), "encryption": one.encryption} for one in said]
+        whole = {"nodes": nodes, "troubles": troubles}
+        sys.stdout.buffer.write(msgspec.json.encode(whole) + b"\n")
+    else:
+        _print(said, troubles)
+        if plain:
+            print("hint: start agents with --encryption wireguard, in all clusters")
+    return 1 if troubles else 0
+
+
+def _print(said: Iterable[DaemonStatus], troubles: Iterable[str]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - not needed for JSON
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("NODE", "BY", "KEY", "AGE", "PEERS", "PORTS"):
-        table.add_column(header)
+    for header in ("NODE", "BY", "AGE", "PEERS", "PORTS", "KEY"):
+        table.add_column(header, overflow="fold")  # half a key is of no use
     for one in said:
-        name = f"{one.cluster.name}/{one.node}" if one.cluster else one.node
-        found = one.encryption
-        if found is None:
-            table.add_row(name, "nothing is encrypted", style="red")
-            continue
-        key = f"{found.public_key} (replacing {found.previous_key})"
-        table.add_row(
-            name,
-            f"{found.type} ({found.driver})",
-            key if found.previous_key else found.public_key,
-            f"{found.key_age / 3600:.1f} h",
-            f"{found.answered}/{found.peers}",
-            ",".join(map(str, found.ports)),
-        )
+        if (found := one.encryption) is not None:
+            table.add_row(
+                _name(one),
+                found.driver,
+                ago(found.key_age),
+                f"{found.answered}/{found.peers}",
+                ",".join(map(str, found.ports)),
+                f"{found.public_key}{' (new)' if found.previous_key else ''}",
+            )
+            if found.previous_key:
+                table.add_row("", "", "", "", "", f"{found.previous_key} (until peers have moved)")
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
+        console = Console(width=10_000)  # see show.py
+    if table.row_count:
+        console.print(table)
     for one in said:
         if one.encryption and one.encryption.waits_for:
-            name = f"{one.cluster.name}/{one.node}" if one.cluster else one.node
-            waits = f"{name} is changing its key, and waits for {one.encryption.waits_for}"
-            console.print(waits, soft_wrap=True, highlight=False)
+            waits = f"{_name(one)} is changing its key, and waits for {one.encryption.waits_for}"
+            console.print(Text(waits), soft_wrap=True)
+    for line in troubles:
+        console.print(Text(line, "red"), soft_wrap=True)
+
+
+def _name(said: DaemonStatus) -> str:
+    return f"{said.cluster.name}/{said.node}" if said.cluster else said.node

@@ -159,7 +159,7 @@ def troubles_of(said: DaemonStatus) -> Iterator[str]:
     for remote in said.remotes:
         if remote.state is not RemoteState.READY:
             cause = f": {remote.last_error}" if remote.last_error else ""
-            yield f"{remote.cluster} is {remote.state} for {_ago(remote.since)}{cause}"
+            yield f"{remote.cluster} is {remote.state} for {ago(remote.since)}{cause}"
     for name, table in said.tables.items():
         if table.failures:
             yield f"{table.failures} of {name} are not in place: see clustermesh show {name}"
@@ -264,7 +264,7 @@ def facts(said: DaemonStatus) -> Iterator[str]:
         node = f"/{said.node}" if said.node else ""
         yield f"{said.cluster.name}{node} (id {said.cluster.id})"
     yield f"version {said.version}"
-    yield f"up {_ago(said.uptime)}"
+    yield f"up {ago(said.uptime)}"
     if said.datapath:
         yield f"datapath {said.datapath.mode}"
         if said.datapath.routing:
@@ -284,7 +284,7 @@ def facts(said: DaemonStatus) -> Iterator[str]:
 def _remote_cells(remote: Remote) -> list[str]:
     counts: list[Any] = [remote.nodes, remote.services, remote.identities, remote.endpoints]
     number = "-" if remote.id is None else str(remote.id)
-    return [remote.cluster, number, remote.state, _ago(remote.since), *map(str, counts)]
+    return [remote.cluster, number, remote.state, ago(remote.since), *map(str, counts)]
 
 
 def path_cells(paths: ClusterPaths | None) -> list[str]:
@@ -295,7 +295,7 @@ def path_cells(paths: ClusterPaths | None) -> list[str]:
     return [f"{paths.well}/{paths.paths}", f"{paths.loss:.0%}", trip]
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
     """Seconds as a person says them: 12 s, 3 min, 2 h, 5 d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:

@@ -45,6 +45,12 @@ _EXEC: Final = 60.0  # seconds for a command in a container
 _CHANNELS: Final = "v4.channel.k8s.io"
 """How a command's streams share a WebSocket: the first byte says 1 stdout, 2 stderr, 3 outcome."""
 
+_NOT_RUN: Final = {
+    403: "that takes the right to create pods/exec",
+    404: "there is no such pod",
+}
+"""Why a command is not run in a container, by the code of HTTP."""
+
 _WATCH_ENDS: Final = (300, 600)
 """Seconds after which the server ends a watch, somewhere between, so that they come back apart."""
 
@@ -174,11 +180,16 @@ class Kube:
         """What the server answers to `GET path`: for what is not one object."""
         return await self._call("GET", path, query=query)
 
-    async def run(self, namespace: str, pod: str, container: str, *command: str) -> bytes:
+    async def run(
+        self, namespace: str, pod: str, container: str, *command: str, timeout: float = _EXEC
+    ) -> bytes:
         """
         Run a command in a container, as `kubectl exec` does, and return what it printed.
 
         A command that fails is no error if it printed something: its exit code is its opinion.
+
+        Args:
+            timeout: seconds until the command has to have ended.
 
         Raises:
             KubeError: it cannot be run, or failed without a word on stdout; with its stderr.
@@ -192,7 +203,7 @@ class Kube:
             session, headers = await self._open()
             try:
                 async with (
-                    asyncio.timeout(_EXEC),
+                    asyncio.timeout(timeout),
                     session.ws_connect(
                         f"{self.config.server}{path}",
                         params=query,
@@ -207,7 +218,13 @@ class Kube:
                         if message.type is aiohttp.WSMsgType.BINARY and message.data:
                             said.setdefault(message.data[0], bytearray()).extend(message.data[1:])
             except aiohttp.WSServerHandshakeError as error:
-                raise self._refusal(what, b"", error.status) from None
+                # Its body, which says why, is not to be had.
+                reason = _NOT_RUN.get(error.status, "it cannot be run there")
+                body = msgspec.json.encode({"message": reason, "code": error.status})
+                raise self._refusal(what, body, error.status) from None
+            except TimeoutError:
+                text = f"{self.config.server}: {what}: no end within {timeout:g} s"
+                raise KubeError(text) from None
             outcome = msgspec.json.decode(bytes(said[3]) or b"{}", type=_Outcome)
         if outcome.status != "Success" and not said[1]:
             reason = said[2].decode(errors="replace").strip() or outcome.message or "it broke off"

@@ -164,6 +164,14 @@ def test_one_cause_on_many_nodes_is_told_some_times_and_counted() -> None:
             },
             "etcd: ImagePullBackOff",
         ),
+        (
+            {
+                "containerStatuses": [
+                    {"name": "agent", "state": {"terminated": {"exitCode": 2, "reason": "Error"}}}
+                ]
+            },
+            "agent ended with exit code 2: Error",
+        ),
     ],
 )
 def test_why_a_pod_does_not_run(status: dict[str, Any], obstacle: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from clustermesh.cli.contexts.pods import Pod, status_of, table_of
-from clustermesh.kube import DeniedError, Kube, KubeConfig, KubeError
+from clustermesh.kube import DeniedError, Kube, KubeConfig, KubeError, NotFoundError
 from clustermesh.kube.credentials import Given
 
 SUCCESS = b'\x03{"status":"Success"}'
@@ -22,8 +22,13 @@ FAILURE = b'\x03{"status":"Failure","message":"command terminated with non-zero 
 
 
 @asynccontextmanager
-async def answering(*frames: bytes, asked: list[str]) -> AsyncIterator[Kube]:
-    """An API server in which every command prints `frames`; each is noted in `asked`."""
+async def answering(*frames: bytes, asked: list[str], stays: bool = False) -> AsyncIterator[Kube]:
+    """
+    An API server in which every command prints `frames`; each is noted in `asked`.
+
+    Args:
+        stays: the command does not end before its client leaves.
+    """
 
     async def run(request: web.Request) -> web.WebSocketResponse:
         if request.headers.get("Authorization") != "Bearer it":
@@ -34,6 +39,8 @@ async def answering(*frames: bytes, asked: list[str]) -> AsyncIterator[Kube]:
         assert socket.ws_protocol == "v4.channel.k8s.io"
         for frame in frames:
             await socket.send_bytes(frame)
+        if stays:
+            await socket.receive()
         await socket.close()
         return socket
 
@@ -79,6 +86,18 @@ async def test_a_command_that_fails_is_an_error_with_its_cause(
     async with answering(*frames, asked=[]) as kube:
         with pytest.raises(KubeError, match=cause):
             await kube.run("mesh", "pod1", "agent", "status")
+
+
+async def test_a_command_that_does_not_end_is_given_up() -> None:
+    async with answering(b"\x01not yet", asked=[], stays=True) as kube:
+        with pytest.raises(KubeError, match=r"run status in mesh/pod1: no end within 0\.1 s"):
+            await kube.run("mesh", "pod1", "agent", "status", timeout=0.1)
+
+
+async def test_a_pod_that_is_gone_is_named() -> None:
+    async with answering(asked=[]) as kube:
+        with pytest.raises(NotFoundError, match=r"run status in other/pod1: 404 .* no such pod"):
+            await kube.run("other", "pod1", "agent", "status")
 
 
 async def test_who_may_not_is_told() -> None:

@@ -17,9 +17,8 @@ from clustermesh.status import TABLE_REPLY
 
 from .connect import opened
 from .options import run
-from .pods import Pod, find_agents, table_of
+from .pods import AT_ONCE, Pod, find_agents, table_of
 
-_AT_ONCE: Final = 16  # as in pods.py
 _POLL: Final = 2.0  # seconds: asking takes a process in each agent's container
 
 
@@ -42,7 +41,7 @@ async def _test(
         found = await asyncio.gather(
             *(find_agents(kube, context, namespace) for context, kube in kubes.items())
         )
-        turns = asyncio.Semaphore(_AT_ONCE)
+        turns = asyncio.Semaphore(AT_ONCE)
         until = time.monotonic() + timeout
         tests = [
             _wait(kubes[context], context, pod, turns, until)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from clustermesh.errors import UserError
 from clustermesh.status import DaemonStatus
 
 from .connect import opened
 from .options import run
-from .pods import ask_all, find_agents
+from .pods import ask_all, find_agents, rotate_key
 
 
 def statuses_of(
@@ -39,23 +39,28 @@ def rotate_all(
     """
     Have every node of the clusters change its key, one after the other.
 
+    Args:
+        timeout: seconds to wait for each new key.
+
     Raises:
-        UserError: one does not; those after it keep theirs.
+        UserError: an agent does not run, and then nothing is changed; or a node does not get a new
+            key in time, and those after it keep theirs.
     """
 
     async def work() -> None:
         async with opened(kubeconfig, contexts) as kubes:
-            for context, kube in kubes.items():
-                for pod in await find_agents(kube, context, namespace):
-                    said = await asyncio.wait_for(
-                        kube.run(
-                            pod.metadata.namespace,
-                            pod.metadata.name,
-                            "agent",
-                            *("clustermesh", "encryption", "rotate", f"--wait-timeout={timeout:g}"),
-                        ),
-                        timeout + 30,
+            agents = [
+                (kube, context, pod)
+                for context, kube in kubes.items()
+                for pod in await find_agents(kube, context, namespace)
+            ]
+            for _, context, pod in agents:
+                if pod.obstacle:
+                    raise UserError(
+                        f"{context}: {pod.spec.node_name} has no running agent: {pod.obstacle}",
+                        hint="no key was changed",
                     )
-                    print(said.decode().strip())
+            for kube, _, pod in agents:
+                print(await rotate_key(kube, pod, timeout))
 
     run(work())

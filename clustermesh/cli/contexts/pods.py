@@ -21,8 +21,11 @@ from clustermesh.status import DAEMON_STATUS, DaemonStatus
 from .installation import find_apiserver
 from .objects import PODS, Metadata, items, selector
 
-_AT_ONCE: Final = 16
+AT_ONCE: Final = 16
 """Pods asked at the same time: a thousand agents must not make a thousand connections."""
+
+_EXTRA: Final = 30.0
+"""Seconds that a command which waits by itself may take longer: it starts, and says why it ends."""
 
 
 class _Container(msgspec.Struct, frozen=True):
@@ -40,8 +43,15 @@ class _Waiting(msgspec.Struct, frozen=True):
     message: str = ""
 
 
+class _Terminated(msgspec.Struct, frozen=True, rename="camel"):
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
 class _State(msgspec.Struct, frozen=True):
     waiting: _Waiting | None = None
+    terminated: _Terminated | None = None
 
 
 class _ContainerStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -80,6 +90,9 @@ class Pod(msgspec.Struct, frozen=True):
         for one in self.status.container_statuses:
             if one.state.waiting is not None:
                 return f"{one.name}: {one.state.waiting.reason} {one.state.waiting.message}".strip()
+            if (ended := one.state.terminated) is not None:
+                why = ended.message or ended.reason
+                return f"{one.name} ended with exit code {ended.exit_code}: {why}"
         if self.status.phase == "Running":
             return ""
         unmet = (c.message for c in self.status.conditions if c.status == "False" and c.message)
@@ -137,7 +150,7 @@ async def find_agents(kube: Kube, context: str, namespace: str | None) -> list[P
 
 async def ask_all(kube: Kube, pods: Sequence[Pod], component: str) -> list[Answer]:
     """What the daemons say, in the order of `pods`."""
-    turns = asyncio.Semaphore(_AT_ONCE)
+    turns = asyncio.Semaphore(AT_ONCE)
 
     async def ask_in_turn(pod: Pod) -> Answer:
         async with turns:
@@ -185,6 +198,22 @@ async def table_of(kube: Kube, pod: Pod, component: str, table: str) -> bytes:
     if _is_proxied(pod, component):
         return await _proxy(kube, pod, component, f"tables/{table}")
     return await _within(kube, pod, component, "show", table)
+
+
+async def rotate_key(kube: Kube, pod: Pod, timeout: float) -> str:
+    """
+    Have the agent of a node change its WireGuard key, and return what it says of the new one.
+
+    Args:
+        timeout: seconds to wait for the new key.
+
+    Raises:
+        KubeError: it cannot be asked, or has none in time; with its reason.
+    """
+    where = (pod.metadata.namespace, pod.metadata.name, "agent")
+    command = ("clustermesh", "encryption", "rotate", f"--wait-timeout={timeout:g}")
+    said = await kube.run(*where, *command, timeout=timeout + _EXTRA)
+    return said.decode().strip()
 
 
 def _is_proxied(pod: Pod, component: str) -> bool:

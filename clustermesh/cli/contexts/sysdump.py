@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from cyclopts import Parameter
@@ -30,7 +31,7 @@ from .objects import (
 )
 from .options import Contexts, Kubeconfig, Namespace, run
 from .overview import overview
-from .pods import Pod, find_pods, table_of
+from .pods import AT_ONCE, Answer, table_of
 from .status import see
 
 _EVERYWHERE: Final = (
@@ -54,10 +55,10 @@ _WITHOUT_LABELS: Final = (
     Resource("coordination.k8s.io/v1", "leases"),
     Resource("v1", "events"),
 )
-_TABLES: Final = {
-    "agent": ("services", "frontends", "nodes", "routes", "cidrs", "identities"),
-    "apiserver": ("services", "nodes", "identities"),
-}
+
+
+File: TypeAlias = tuple[str, bytes]
+"""Its name, and what is in it."""
 
 
 def sysdump(
@@ -128,8 +129,9 @@ class _Collector:
         self._context = context
         self._namespace = namespace
         self._failures = failures
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def everything(self, log_lines: int, nodes: int) -> AsyncIterator[tuple[str, bytes]]:
+    async def everything(self, log_lines: int, nodes: int) -> AsyncIterator[File]:
         """
         Names and contents of files.
 
@@ -143,14 +145,18 @@ class _Collector:
                 yield file
             seen = await see(self._kube, self._context, namespace)
             yield "status.json", msgspec.json.format(msgspec.json.encode(overview(seen)))
-            for component in ("apiserver", "agent"):
-                for pod in (await find_pods(self._kube, namespace, component))[:nodes]:
-                    async for file in self._of_pod(pod, component, log_lines):
+            for component, answers in (
+                ("apiserver", seen.apiserver_answers),
+                ("agent", seen.agent_answers),
+            ):
+                pods = [self._of_pod(answer, component, log_lines) for answer in answers[:nodes]]
+                for files in await asyncio.gather(*map(self._in_turn, pods)):
+                    for file in files:
                         yield file
         except (KubeError, UserError) as error:
             self._failures.append(f"{self._context}: {error}")
 
-    async def _objects(self, namespace: str) -> AsyncIterator[tuple[str, bytes]]:
+    async def _objects(self, namespace: str) -> AsyncIterator[File]:
         async for file in self._fetch("version.json", "/version"):
             yield file
         for resource in _EVERYWHERE:
@@ -165,9 +171,13 @@ class _Collector:
         async for name, content in self._fetch("secrets.json", path, **_LABELLED):
             yield f"{namespace}/{name}", _without_secrets(content)
 
-    async def _of_pod(
-        self, pod: Pod, component: str, log_lines: int
-    ) -> AsyncIterator[tuple[str, bytes]]:
+    async def _in_turn(self, files: AsyncIterator[File]) -> list[File]:
+        async with self._turns:
+            return [file async for file in files]
+
+    async def _of_pod(self, answer: Answer, component: str, log_lines: int) -> AsyncIterator[File]:
+        """The logs of a pod, and every table that its daemon says it has."""
+        pod = answer.pod
         name = pod.metadata.name
         path = PODS.path(name, pod.metadata.namespace) + "/log"
         for container in pod.spec.containers:
@@ -181,18 +191,21 @@ class _Collector:
             if status and status.restart_count:
                 async for log in self._fetch(f"{file}.previous.log", path, previous="1", **query):
                     yield log
-        for table in _TABLES[component] if not pod.obstacle else ():
+        if answer.status is None:
+            self._failures.append(f"{self._context}: {name}: no tables: {answer.failure}")
+            return
+        for table in answer.status.tables:
             try:
                 content = await table_of(self._kube, pod, component, table)
-            except KubeError as error:
+            except (KubeError, UserError) as error:
                 self._failures.append(f"{self._context}: {name}: table {table}: {error}")
             else:
                 yield f"{pod.metadata.namespace}/{name}/{table}.json", content
 
-    async def _fetch(self, name: str, path: str, **query: str) -> AsyncIterator[tuple[str, bytes]]:
+    async def _fetch(self, name: str, path: str, **query: str) -> AsyncIterator[File]:
         try:
             yield name, await self._kube.fetch(path, **query)
-        except KubeError as error:
+        except (KubeError, UserError) as error:
             self._failures.append(f"{self._context}: {error}")
 
 
