@@ -35,6 +35,7 @@ from clustermesh.status import Cluster, RemoteState, RowFailure
 from . import show
 from .cache import Cache
 from .cluster import ClusterReader
+from .datapath_metrics import DatapathMetrics
 from .encryption_metrics import EncryptionMetrics
 from .kernel.wireguard.driver import PeerState
 from .meshnode import keep_mesh_node
@@ -257,6 +258,7 @@ def _show(
     daemon.add_status("cluster", lambda: Cluster(settings.cluster_name, settings.cluster_id))
     daemon.add_status("node", lambda: settings.node_name)
     daemon.add_status("datapath", node.status)
+    daemon.metrics.register(DatapathMetrics(node.status))
     if node.encryption is not None:
         daemon.add_status("encryption", node.encryption.status)
         daemon.metrics.register(EncryptionMetrics(node.encryption.status))

@@ -134,7 +134,9 @@ MATRIX: Final[Mapping[str, dict[str, Any]]] = {
                     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
                 }
             },
+            "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
             "dashboards": {"enabled": True, "namespace": "grafana", "annotations": {"folder": "x"}},
+            "encryption": {"enabled": True, "wireguard": {"keyAge": 720}},
         },
         _apiserver(
             metrics={"serviceMonitor": {"enabled": True, "annotations": {"a": "b"}}},

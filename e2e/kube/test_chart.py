@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,9 @@ import pytest
 import yaml
 from cryptography import x509
 
+from agent.datapath_metrics import DatapathMetrics
+from agent.encryption_metrics import EncryptionMetrics
+from agent.probes.metrics import PathMetrics
 from agent.settings import AgentSettings
 from apiserver.settings import ApiserverSettings
 from certs import leaf
@@ -22,7 +25,14 @@ from clustermesh.daemon.daemon import Daemon
 from clustermesh.daemon.metrics import Snapshot
 from clustermesh.etcd import read_config
 from clustermesh.settings import read_settings
-from clustermesh.status import Remote, RemoteState
+from clustermesh.status import (
+    ClusterPaths,
+    Datapath,
+    EncryptionStatus,
+    PathsStatus,
+    Remote,
+    RemoteState,
+)
 
 from . import chart
 from .chart import CHART, NAMED, Object, RenderError, Values, find, render
@@ -281,6 +291,10 @@ _REFUSED: Final[dict[str, tuple[Values, str]]] = {
         with_values({"agent": {"metrics": {"serviceMonitor": {"enabled": True}}}}),
         "add --set agent.metrics.enabled=true",
     ),
+    "alerts of nothing": (
+        with_values({"alerts": {"enabled": True}}),
+        "add --set agent.metrics.enabled=true",
+    ),
 }
 
 
@@ -344,20 +358,51 @@ def test_the_docs_have_all_values() -> None:
     )
 
 
-def test_the_dashboard_shows_metrics_that_there_are() -> None:
+def test_the_dashboard_shows_every_metric_that_there_is_and_no_other() -> None:
     dashboard = json.loads((CHART / "files/dashboard.json").read_text())
-    asked = {
-        name
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in re.findall(r"\b(?:clustermesh|process)_\w+", target["expr"])
-    }
-    daemon = Daemon("agent", "1")
-    daemon.add_remotes(lambda: [Remote(cluster="west", state=RemoteState.READY, since=0.0)])
-    rendered = Snapshot.take(daemon).render().decode()
-    there = set(re.findall(r"^# TYPE (\w+) ", rendered, re.MULTILINE))
+    asked = _metrics(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    there = _metrics_of_an_agent()
     assert asked <= there
     assert {name for name in there if name.startswith("clustermesh_")} <= asked
+
+
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
+    panels = json.loads((CHART / "files/dashboard.json").read_text())["panels"]
+    assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
+    cells = [
+        (x, y)
+        for panel in panels
+        for grid in (panel["gridPos"],)
+        for x in range(grid["x"], grid["x"] + grid["w"])
+        for y in range(grid["y"], grid["y"] + grid["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert {x for x, _ in cells} == set(range(24))
+
+
+def test_alerts_are_made_of_metrics_that_there_are(kube_programs: Path) -> None:
+    objects = render(kube_programs / "helm4", MATRIX["monitored"])
+    (group,) = find(objects, "PrometheusRule", "clustermesh")["spec"]["groups"]
+    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    assert _metrics(rules.values()) <= _metrics_of_an_agent()
+    assert rules["ClusterMeshKeyTooOld"].endswith("> 5.184e+06")  # two times 720 hours
+
+
+def _metrics(expressions: Iterable[str]) -> set[str]:
+    pattern = r"\b(?:clustermesh|process)_\w+"
+    return {name for text in expressions for name in re.findall(pattern, text)}
+
+
+def _metrics_of_an_agent() -> set[str]:
+    """The names of what Prometheus finds at an agent that encrypts, and knows one other cluster."""
+    daemon = Daemon("agent", "1")
+    daemon.add_remotes(lambda: [Remote(cluster="west", state=RemoteState.READY, since=0.0)])
+    paths = PathsStatus(clusters=[ClusterPaths(cluster="west", round_trip=0.001)])
+    daemon.metrics.register(PathMetrics(lambda: paths))
+    daemon.metrics.register(DatapathMetrics(Datapath))
+    daemon.metrics.register(EncryptionMetrics(EncryptionStatus))
+    rendered = Snapshot.take(daemon).render().decode()
+    return set(re.findall(r"^# TYPE (\w+) ", rendered, re.MULTILINE))
 
 
 def _arguments(workload: Object, container: str, config: Path) -> list[str]:

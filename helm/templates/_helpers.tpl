@@ -138,3 +138,21 @@ anew. Call with (list $ "agent.yaml").
 {{- $config := include (print $.Template.BasePath "/common/config.yaml") $ | fromYaml -}}
 {{- get $config.data (index . 1) | sha256sum -}}
 {{- end -}}
+
+{{/* The UDP ports at which nodes receive from those of other clusters, with what each is for. */}}
+{{- define "clustermesh.udpPorts" -}}
+{{- $ports := list -}}
+{{- if .Values.encryption.enabled -}}
+  {{- $port := int .Values.encryption.wireguard.port -}}
+  {{- $ports = append $ports (printf "%d-%d (WireGuard)" $port (add $port 3)) -}}
+{{- else if or (eq .Values.agent.routing "tunnel") (has "tunnel" (values .Values.agent.clusterRouting)) -}}
+  {{- $port := int .Values.agent.tunnelPort | default (ternary 6081 8472 (eq .Values.agent.tunnelProtocol "geneve")) -}}
+  {{- $ports = append $ports (printf "%d (%s)" $port .Values.agent.tunnelProtocol) -}}
+{{- end -}}
+{{- with int .Values.agent.probePort -}}
+  {{- $ports = append $ports (printf "%d (probes)" .) -}}
+{{- end -}}
+{{- with $ports -}}
+the ports {{ join ", " . }}
+{{- end -}}
+{{- end -}}

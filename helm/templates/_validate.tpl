@@ -90,6 +90,12 @@ that one could rely on, so those that a mistake would make stumble include it th
 {{- if and .Values.agent.metrics.serviceMonitor.enabled (not .Values.agent.metrics.enabled) -}}
   {{- fail "\n\nagents answer on loopback only, where Prometheus cannot scrape them: add --set agent.metrics.enabled=true" -}}
 {{- end -}}
+{{- if and .Values.alerts.enabled (not .Values.agent.metrics.enabled) -}}
+  {{- fail "\n\nalerts.enabled makes alerts of what agents tell Prometheus, and they answer on loopback only: add --set agent.metrics.enabled=true" -}}
+{{- end -}}
+{{- if and .Values.alerts.enabled (lookup "v1" "Namespace" "" "kube-system") (not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PrometheusRule")) -}}
+  {{- fail "\n\nthis cluster has no PrometheusRule: install the Prometheus operator first, or leave alerts.enabled off" -}}
+{{- end -}}
 {{- if or .Values.agent.metrics.serviceMonitor.enabled .Values.clustermesh.apiserver.metrics.serviceMonitor.enabled -}}
   {{- /* `helm template` knows no cluster: only one without the operator is told. */ -}}
   {{- if and (lookup "v1" "Namespace" "" "kube-system") (not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/ServiceMonitor")) -}}
