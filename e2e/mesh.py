@@ -342,8 +342,8 @@ class Mesh:
         for node in self.nodes:
             home = directory / node.place
             home.mkdir(parents=True, exist_ok=True)
-            for table in ("services", "frontends", "nodes", "routes", "endpoints", "ipcache"):
-                with _noted(home / f"{table}.error"):
+            with _noted(home / "tables.error"):
+                for table in self.status(node.place)["tables"]:
                     reply = self.reply(node.place, table)
                     (home / f"{table}.json").write_text(json.dumps(reply, indent=1))
             with _noted(home / "maps.error"):

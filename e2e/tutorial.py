@@ -13,7 +13,9 @@ from typing import Final, NamedTuple
 from clustermesh.sandbox import remains
 
 _ROOT: Final = Path(__file__).parents[1]
-_VARIES: Final = re.compile(r"\d+(\.\d+)?|(?<=sandbox )\S+(?= is (up|down))")
+_VARIES: Final = re.compile(
+    r"\b\d+(s|m(\d+s)?)\b|\d+(\.\d+)?|(?<=sandbox )\S+(?= is (up|down))|(?<=leader )\S+"
+)
 
 
 class Command(NamedTuple):
@@ -42,7 +44,7 @@ def commands(text: str) -> Iterator[Command]:
 
 
 def shape(lines: tuple[str, ...]) -> list[str]:
-    """Lines without what differs from run to run: numbers, padding, the name of the sandbox."""
+    """Lines without what differs from run to run: numbers, padding, names of sandbox and host."""
     return [" ".join(_VARIES.sub("N", line).split()) for line in lines]
 
 
@@ -72,7 +74,7 @@ def follow(tutorial: str, name: str, tmp_path: Path) -> None:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=100,
             )
             where = f"{page.name}:{command.line}: {command.text}"
             assert shape(tuple(done.stdout.splitlines())) == shape(command.output), (

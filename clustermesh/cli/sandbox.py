@@ -16,9 +16,9 @@ from cyclopts import App, Parameter
 from clustermesh.cli.client import Output
 from clustermesh.errors import UserError
 from clustermesh.sandbox import process, remains, topology
-from clustermesh.sandbox.daemons import API_SERVER, Part, World, load, search_path
+from clustermesh.sandbox.daemons import API_SERVER, Part, World, load
 from clustermesh.sandbox.kube.programs import kube_assets
-from clustermesh.sandbox.model import Cluster, Control, Node, Pod, parse_name, sandbox
+from clustermesh.sandbox.model import Cluster, Pod, parse_name, sandbox
 
 app = App(name="sandbox", help="Bring up whole clusters on this machine, in network namespaces.")
 
@@ -174,15 +174,7 @@ def execute(
         remains.cgroup_mount() / here.cgroup_of(found),
         command or [os.environ.get("SHELL", "/bin/sh")],
     )
-    environment = {**os.environ, "PATH": search_path()}
-    if isinstance(found, Node):
-        # So that `show maps`, `cleanup` and `troubleshoot` are about this node, not the machine.
-        environment["CLUSTERMESH_BPFFS"] = str(here.bpffs(found))
-        environment["CLUSTERMESH_STATE_DIR"] = str(here.state(found))
-        environment["CLUSTERMESH_CLUSTERS_DIR"] = str(world.clusters_dir(found))
-    if isinstance(found, Control):
-        environment |= world.kubectl_environment(here.cluster(found.cluster))
-    os.execvpe(argv[0], argv, environment)  # noqa: S606 - it is what a user asked for
+    os.execvpe(argv[0], argv, {**os.environ, **world.environment(found)})  # noqa: S606 - it is what a user asked for
 
 
 @app.command

@@ -38,8 +38,8 @@ from . import process, topology
 from .kube.control_plane import ControlPlane
 from .kube.objects import Objects
 from .kube.programs import kube_assets
-from .kube.release import ACCOUNT, NAMESPACE, Release
-from .manifests import UDP_PORT, Kubernetes, Manifests
+from .kube.release import ACCOUNT, NAMESPACE, Release, pod_name
+from .manifests import UDP_PORT, Kubernetes, Manifests, pod_key
 from .model import Cluster, Control, Node, Place, Pod, Sandbox
 from .namespace import run_inside
 from .process import Process
@@ -268,6 +268,30 @@ class World:
             return self._objects(cluster)
         return Manifests(self._manifests_dir(cluster), cluster)
 
+    def pod_of(self, place: Place) -> tuple[str, str]:
+        """The namespace and name of the Pod that a real API server knows a place by."""
+        if isinstance(place, Pod):
+            return pod_key(place)
+        return NAMESPACE, pod_name(place)
+
+    def environment(self, place: Place) -> Mapping[str, str]:
+        """
+        The variables of a command inside of a place, on top of the caller's.
+
+        On a node, `show maps`, `cleanup` and the rest are about that node, and not the machine.
+        """
+        found = {"PATH": search_path()}
+        if isinstance(place, Node):
+            if self.has_api_servers:
+                cluster = self.sandbox.cluster(place.cluster)
+                found |= self._release(cluster).environment(place, "agent")
+            found["CLUSTERMESH_BPFFS"] = str(self.sandbox.bpffs(place))
+            found["CLUSTERMESH_STATE_DIR"] = str(self.sandbox.state(place))
+            found["CLUSTERMESH_CLUSTERS_DIR"] = str(self.clusters_dir(place))
+        elif isinstance(place, Control):
+            found |= self.kubectl_environment(self.sandbox.cluster(place.cluster))
+        return found
+
     def kubectl_environment(self, cluster: Cluster) -> Mapping[str, str]:
         """
         The variables of a shell in the cluster's control plane, for kubectl, helm and ourselves.
@@ -276,8 +300,8 @@ class World:
         """
         if not self.has_api_servers:
             return {}
-        plane = self._plane(cluster)
-        others = [self._plane(one).kubeconfig for one in self.sandbox.members if one != cluster]
+        plane = self.plane(cluster)
+        others = [self.plane(one).kubeconfig for one in self.sandbox.members if one != cluster]
         return {
             **self._release(cluster).environment(cluster.control, "apiserver"),
             "KUBECONFIG": ":".join(map(str, [plane.kubeconfig, *others])),
@@ -443,7 +467,8 @@ class World:
     def _control(self, cluster: Cluster, program: str) -> Part:
         return Part(self, f"{cluster.name}/{program}", program, cluster.control)
 
-    def _plane(self, cluster: Cluster) -> ControlPlane:
+    def plane(self, cluster: Cluster) -> ControlPlane:
+        """The files of a cluster's Kubernetes, with real API servers."""
         return ControlPlane(
             directory=self.sandbox.home(cluster.control) / "kubernetes",
             name=cluster.name,
@@ -454,19 +479,21 @@ class World:
         )
 
     def _release(self, cluster: Cluster) -> Release:
-        return Release(self.sandbox, cluster, self._plane(cluster))
+        return Release(self.sandbox, cluster, self.plane(cluster))
 
     def _in_control(self, cluster: Cluster, do: Callable[[Cluster], T]) -> T:
         return run_inside(self.sandbox.namespace(cluster.control), lambda: do(cluster))
 
     def _prepare_kubernetes(self) -> None:
         for cluster in self.sandbox.members:
-            plane = self._plane(cluster)
+            plane = self.plane(cluster)
             plane.directory.mkdir()
-            plane.write_account(plane.prepare(), NAMESPACE, ACCOUNT)
+            authority = plane.prepare()
+            plane.write_account(authority, NAMESPACE, ACCOUNT)
+            plane.write_kubelet(authority, (node.addresses.v4 for node in cluster.nodes))
 
     def _command_of_kubernetes(self, program: str, cluster: Cluster, place: Place) -> Sequence[str]:
-        plane = self._plane(cluster)
+        plane = self.plane(cluster)
         match program:
             case "kube-etcd":
                 return plane.etcd()
@@ -503,7 +530,7 @@ class World:
 
     def _objects(self, cluster: Cluster) -> Objects:
         namespace = self.sandbox.namespace(cluster.control)
-        return Objects(self._plane(cluster), cluster, namespace)
+        return Objects(self.plane(cluster), cluster, namespace)
 
     def _write_client(self, path: Path, cluster: Cluster, user: str) -> None:
         store = self._certs(cluster)

@@ -188,9 +188,15 @@ def node_object(node: Node, versions: Sequence[int]) -> Manifest:
     }
 
 
+def pod_key(pod: Pod) -> tuple[str, str]:
+    """The namespace and name of a Pod."""
+    return NAMESPACE, f"{pod.node}-{pod.name}"
+
+
 def pod_object(pod: Pod, node: Node, versions: Sequence[int], *, ready: bool) -> Manifest:
     """A Pod, as the kubelet of its node says it is."""
-    made = _object("v1", "Pod", f"{pod.node}-{pod.name}", NAMESPACE)
+    namespace, name = pod_key(pod)
+    made = _object("v1", "Pod", name, namespace)
     made["metadata"]["labels"] = {"app": "echo", "node": pod.node}
     ports = [{"name": n, "containerPort": p, "protocol": proto} for n, p, proto in PORTS]
     made["spec"] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -96,6 +96,11 @@ class ControlPlane:
         return self.directory / "account.kubeconfig"
 
     @property
+    def kubelet(self) -> tuple[Path, Path]:
+        """The certificate and key of the cluster's kubelets, if somebody has written them."""
+        return self.directory / "kubelet.crt", self.directory / "kubelet.key"
+
+    @property
     def admin(self) -> tuple[Path, Path]:
         """The administrator's certificate and key."""
         return self.directory / "admin.crt", self.directory / "admin.key"
@@ -126,6 +131,13 @@ class ControlPlane:
         user = f"system:serviceaccount:{namespace}:{name}"
         client = client_certificate(authority, user, [group, f"{group}:{namespace}"])
         self.write_kubeconfig(self.account, client, namespace)
+
+    def write_kubelet(self, authority: Authority, addresses: Iterable[IPv4Address]) -> None:
+        """Write the certificate by which the API server knows the kubelets at these addresses."""
+        profile = Profile("kubelet", "kubelet", frozenset(map(str, addresses)), SERVER)
+        pair = issue(profile, authority, now=datetime.now(UTC))
+        pems = (_certificate_pem(pair.certificate), _key_pem(pair.key))
+        write_atomically({path: (pem, 0o600) for path, pem in zip(self.kubelet, pems, strict=True)})
 
     def write_kubeconfig(self, path: Path, client: Pair, namespace: str = "default") -> None:
         """Write the credentials of one who is known by a certificate, and works in a namespace."""
@@ -187,6 +199,9 @@ class ControlPlane:
             "etcd-servers": self.etcd_url,
             "etcd-compaction-interval": 0,  # compacted when a test says so, and only then
             "client-ca-file": self.ca,
+            "kubelet-certificate-authority": self.ca,
+            "kubelet-client-certificate": self.directory / "admin.crt",
+            "kubelet-client-key": self.directory / "admin.key",
             "tls-cert-file": self.directory / "server.crt",
             "tls-private-key-file": self.directory / "server.key",
             "service-account-issuer": "https://kubernetes.default.svc",

@@ -24,8 +24,11 @@ T = TypeVar("T")
 
 _DEADLINE: Final = 60.0  # seconds until an API server answers, when others start too
 _POLL: Final = 0.05  # seconds
+WEB_SOCKETS: Final = "ExtendWebSocketsToKubelet"
+"""What a Node declares whose kubelet takes every client's WebSocket as it is: see endpoint.py."""
+
 _NODES: Final = "/api/v1/nodes"
-_PODS: Final = f"/api/v1/namespaces/{NAMESPACE}/pods"
+PODS: Final = f"/api/v1/namespaces/{NAMESPACE}/pods"
 _ACCOUNT: Final = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"
 
 
@@ -70,15 +73,17 @@ class Objects:
 
     def _create(self, is_running: Callable[[Pod], bool]) -> None:
         for node in self._cluster.nodes:
-            self._put(_NODES, node_object(node, self._cluster.versions))
+            item = node_object(node, self._cluster.versions)
+            item["status"]["declaredFeatures"] = [WEB_SOCKETS]
+            self._put(_NODES, item)
         # An account is that controller's work, and no Pod can be without one.
         self._wait("its controllers do not work", lambda: self._api.exists(_ACCOUNT))
         for pod in self._pods(is_running):
-            self._put(_PODS, pod)
+            self._put(PODS, pod)
 
     def _update(self, is_running: Callable[[Pod], bool]) -> None:
         for pod in self._pods(is_running):
-            path = f"{_PODS}/{pod['metadata']['name']}/status"
+            path = f"{PODS}/{pod['metadata']['name']}/status"
             self._api.call("PATCH", path, {"status": pod["status"]})
 
     def _pods(self, is_running: Callable[[Pod], bool]) -> list[Manifest]:

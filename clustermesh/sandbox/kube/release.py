@@ -94,6 +94,7 @@ class Release:
         api.call("PATCH", f"{_SERVICE}/status", {"status": found})
         for node in self._cluster.nodes:
             self._give_token(api, node)
+        self._make_pod(api, self._cluster.control)
 
     def sync(self) -> None:
         """Read what the pods are made of, and have their files so. OSError: nobody answers."""
@@ -103,10 +104,12 @@ class Release:
         def get(kind: str, name: str) -> Any:
             return _get(api, kind, name)
 
-        for kind, path in _WORKLOADS.items():
-            found = api.call("GET", f"{_APPS}/{path}")
+        for kind in _WORKLOADS:
+            found = api.call("GET", workload_path(kind))
             text = json.dumps(found["spec"]["template"]["spec"]).encode()
             write_atomically({self._remembered(kind): (text, 0o644)})
+            observed = {"observedGeneration": found["metadata"]["generation"]}
+            api.call("PATCH", f"{workload_path(kind)}/status", {"status": observed})
         places: tuple[Control | Node, ...] = (self._cluster.control, *self._cluster.nodes)
         for place in places:
             self._containers(place).write_volumes(get)
@@ -127,14 +130,36 @@ class Release:
         """Where the pod on a node has the files of the connected clusters."""
         return self._volumes(node) / "etc/clustermesh/clusters"
 
-    def _give_token(self, api: Api, node: Node) -> None:
-        """Be the agent's pod on a node: its token says which node that is, and so what it may."""
-        template = api.call("GET", f"{_APPS}/{_WORKLOADS[Node]}")["spec"]["template"]
-        pod = {
-            "metadata": {"name": f"{_AGENT}-{node.name}", "labels": template["metadata"]["labels"]},
-            "spec": {**template["spec"], "nodeName": node.name},
+    def _make_pod(self, api: Api, place: Control | Node) -> Any:
+        """
+        Be the controller and the scheduler of a workload, and return what the pod is called.
+
+        It is in the network of its place, whatever the chart says: a control plane is on no node,
+        and its pod is said to be on the first one.
+        """
+        owner = api.call("GET", workload_path(type(place)))
+        template = owner["spec"]["template"]
+        node = place if isinstance(place, Node) else self._cluster.nodes[0]
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+            "controller": True,
         }
-        made = api.call("POST", f"{_CORE}/pods", pod)["metadata"]
+        pod = {
+            "metadata": {
+                "name": pod_name(place),
+                "labels": template["metadata"]["labels"],
+                "ownerReferences": [reference],
+            },
+            "spec": {**template["spec"], "nodeName": node.name, "hostNetwork": True},
+        }
+        return api.call("POST", f"{_CORE}/pods", pod)["metadata"]
+
+    def _give_token(self, api: Api, node: Node) -> None:
+        """Make the agent's pod on a node: its token says which node that is, and what it may."""
+        made = self._make_pod(api, node)
         bound = {"apiVersion": "v1", "kind": "Pod", "name": made["name"], "uid": made["uid"]}
         spec = {"boundObjectRef": bound, "expirationSeconds": _TOKEN_SECONDS}
         given = api.call("POST", f"{_CORE}/serviceaccounts/{_AGENT}/token", {"spec": spec})
@@ -160,6 +185,18 @@ class Release:
 
     def _remembered(self, kind: type[Control | Node]) -> Path:
         return self._plane.directory / f"{_WORKLOADS[kind].partition('/')[0]}.json"
+
+
+def pod_name(place: Control | Node) -> str:
+    """What the pod of a place is called, in the namespace of the release."""
+    if isinstance(place, Node):
+        return f"{_AGENT}-{place.name}"
+    return f"{ACCOUNT}-control"
+
+
+def workload_path(kind: type[Control | Node]) -> str:
+    """Where the API server has what the pods of a kind of place belong to."""
+    return f"{_APPS}/{_WORKLOADS[kind]}"
 
 
 def _fields(place: Control | Node) -> dict[str, str]:
