@@ -127,6 +127,17 @@ CommaSeparated: TypeAlias = Annotated[
 ]
 
 
+def _shown(default: object) -> str | None:
+    """A default as one would type it; None: it is nothing, which need not be said."""
+    if default is None or default == ():
+        return None
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+SHOWN: Final = Parameter(show_default=_shown)
+"""How help and docs show defaults."""
+
+
 def read_settings(
     kind: type[S], *, name: str, version: str, arguments: Sequence[str] | None = None
 ) -> S:
@@ -172,6 +183,7 @@ def settings_app(kind: type[S], *, name: str, version: str, found: Callable[[S],
         help=f"{(kind.__doc__ or '').strip().splitlines()[0]}",
         default_command=default,
         config=(Env("CLUSTERMESH_", command=False), _settings_file),
+        default_parameter=SHOWN,
         result_action="return_value",
         exit_on_error=False,
         print_error=False,

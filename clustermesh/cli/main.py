@@ -10,11 +10,13 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError, UnknownCommandError
 
 from clustermesh.errors import UserError
+from clustermesh.settings import SHOWN
 
 app = App(
     name="clustermesh",
     help="Join Kubernetes clusters into one network.",
     version=lambda: version("clustermesh-controller"),
+    default_parameter=SHOWN,
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
