@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Self
 import msgspec
 
 from clustermesh.backoff import Backoff
-from clustermesh.model import ClusterId, ClusterName, IPAddress, IPNetwork
+from clustermesh.model import ClusterId, ClusterName, IPAddress, IPNetwork, Node
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
@@ -28,11 +28,12 @@ from .kernel.layouts import Medium
 from .kernel.netlink import RULE_PRIORITY, Netlink, device_index
 from .kernel.nftables import Nftables
 from .kernel.pods import pod_changes, read_pods
-from .kernel.route_messages import TABLE, KernelRoute
+from .kernel.route_messages import KernelRoute
 from .lanes import LANES
 from .own import OwnNode
-from .rows import Device, Pod, Reserved, Route, Routing
+from .rows import Device, Pod, Reserved, Route, RouteKey, Routing
 from .rules.causes import Lookup
+from .rules.routes import pod_sources
 from .settings import AgentSettings
 from .tables import Derived, Read
 from .targets.backstops import NOWHERE, BackstopTarget
@@ -177,7 +178,7 @@ class BpfNode:
         self._reserve(await self._netlink.addresses())
         # Maps that are in use are left as they are for longer, while a cluster is yet to be read.
         grace = _GRACE if self._datapath.adopted else _GRACE_WHEN_EMPTY
-        sources = SourceTarget(Nftables())
+        sources = SourceTarget(Nftables(), lambda: pod_sources(self._node))
         self._reconcilers = {
             "frontends": Reconciler(
                 derived.frontends,
@@ -264,6 +265,7 @@ class BpfNode:
             async for names in Watch(self._read.nodes):
                 if self._settings.node_name in names:
                     routes.compare_soon()  # our own addresses may have changed
+                    self._sources.compare_soon()
 
     def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
         """See Kernel."""
@@ -303,7 +305,7 @@ class BpfNode:
     async def lookup(self, source: IPAddress, target: IPAddress) -> Lookup:
         """See Kernel."""
         taken = await self._netlink.route_to(source, target)
-        return Lookup(taken.device, taken.table == TABLE)
+        return Lookup(taken.device, taken.is_ours)
 
     async def _persist(self, step: Callable[[], Awaitable[object]]) -> None:
         """Take a step until it succeeds. What hinders it is said by `unready`."""
@@ -333,14 +335,17 @@ class BpfNode:
         self._datapath.detach_fast_path()
         routes, backstops = self._netlink.routes, self._netlink.backstops
         encrypted = {lane.device for lane in LANES}
-        plain = [p for p, route in (await routes.dump()).items() if route.device not in encrypted]
-        await self._netlink.ensure_rule()
-        for error in (await backstops.apply(dict.fromkeys(plain, NOWHERE), ())).values():
+        plain = [
+            key for key, route in (await routes.dump()).items() if route.device not in encrypted
+        ]
+        await self._netlink.ensure_rules()
+        nowhere = {key: NOWHERE for key in plain if not key.from_pods}
+        for error in (await backstops.apply(nowhere, ())).values():
             raise error
         for error in (await routes.apply({}, plain)).values():
             raise error
         await self._netlink.remove_tunnel_devices()
-        self._left_backstops = list(await backstops.dump())
+        self._left_backstops = [key.prefix for key in await backstops.dump()]
 
     async def _keep_backstops(self) -> None:
         await keep_backstops(
@@ -373,8 +378,7 @@ class BpfNode:
 
     async def _look(self) -> None:
         """Know this node's addresses and its underlay. Raises OSError: ENODEV, it has none."""
-        name, cluster = self._settings.node_name, self._settings.cluster_name
-        node = self._read.nodes.rows(name).get(cluster)
+        node = self._node
         before = self._facts
         self._facts = await self._netlink.facts(
             node_ips=[ip for kind, ip in node.addresses if kind == "InternalIP"] if node else (),
@@ -384,13 +388,13 @@ class BpfNode:
             self._facts = msgspec.structs.replace(self._facts, given_mtu=self._settings.mtu)
         self._reserve(self._facts.addresses)
         if node is not None:
-            health_ips = (self._facts.source(version) for version in (4, 6))
+            health_ips = (self._facts.pod_source(version) for version in (4, 6))
             self._own.learn_addresses(tuple(str(ip) for ip in health_ips if ip is not None))
         if self.encryption and (before is None or before.underlay != self._facts.underlay):
             self._reconcilers["devices"].compare_soon()
 
     async def _prepare(self) -> None:
-        """Have the device and the rule that routes need, and know this node's addresses."""
+        """Have the device and the rules that routes need, and know this node's addresses."""
         await self._look()
         assert self._facts is not None
         await self._netlink.ensure_forwarding(self._facts.underlay)
@@ -406,7 +410,7 @@ class BpfNode:
         if self._datapath.fast:
             self._datapath.fast.set_media(dict(self._media()))
             await self._heed_marks()
-        await self._netlink.ensure_rule()
+        await self._netlink.ensure_rules(pod_sources(self._node))
 
     async def _heed_marks(self) -> None:
         """
@@ -464,12 +468,18 @@ class BpfNode:
             {a.network: Reserved(f"the network of {device}") for device, a in addresses}
         )
 
-    def _kernel_route(self, prefix: IPNetwork, route: Route) -> KernelRoute | None:
+    def _kernel_route(self, key: RouteKey, route: Route) -> KernelRoute | None:
         if self._facts is None:
             return None
-        return kernel_route(prefix, route, self._settings.tunnel, self._facts)
+        return kernel_route(key, route, self._settings.tunnel, self._facts)
+
+    @property
+    def _node(self) -> Node | None:
+        """Ours, as its own cluster knows it."""
+        name, cluster = self._settings.node_name, self._settings.cluster_name
+        return self._read.nodes.rows(name).get(cluster)
 
 
-def _kept(prefix: IPNetwork, route: Route) -> Kept:
-    del prefix, route  # wherever it leads
+def _kept(key: RouteKey, route: Route) -> Kept:
+    del key, route  # wherever it leads
     return True

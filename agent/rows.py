@@ -59,6 +59,9 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
     refused: str = ""  # why it is not used, when it is not
     closed: str = ""  # why nothing may be sent there, though it is theirs: encryption
     external: IPAddress | None = None  # where the node is reached from outside, if it says so
+    unrouted: str = (
+        ""  # of a node's own address: why pods' packets to it go as if we were not there
+    )
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):
@@ -92,8 +95,18 @@ class Routings(msgspec.Struct, frozen=True):
         return frozenset((self.default, *self.by_cluster.values()))
 
 
+class RouteKey(NamedTuple):
+    """Where a route leads, and for whose packets; printed as the prefix."""
+
+    prefix: IPNetwork
+    from_pods: bool = False  # for those of this node's pods only: to another node's own address
+
+    def __str__(self) -> str:
+        return str(self.prefix)
+
+
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """How this node reaches a pod CIDR of another cluster."""
+    """How this node reaches a pod CIDR, or a node's own address, of another cluster."""
 
     cluster: ClusterName
     node: str

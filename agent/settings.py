@@ -78,7 +78,7 @@ class AgentSettings(DaemonSettings):
     "UDP port at which nodes ask each other whether packets get through; 0: none does."
 
     mesh_cidrs: CommaSeparated = ()
-    "Networks that the pods of other clusters must be in; by default any that is nobody's here."
+    "Networks that what is routed to other clusters must be in; by default any that is nobody's."
 
     bpffs: Path = Path("/sys/fs/bpf")
     "Mounted BPF filesystem to pin programs and maps in, so that they outlive the agent."

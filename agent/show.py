@@ -21,7 +21,7 @@ from clustermesh.model import (
 )
 
 from .kernel.wireguard.driver import PeerState
-from .rows import Cidr, Device, Frontend, IpcacheEntry, Peer, PeerKey, Pod, Route
+from .rows import Cidr, Device, Frontend, IpcacheEntry, Peer, PeerKey, Pod, Route, RouteKey
 from .rules.cidrs import CidrKey
 
 Rendered = Iterable[Mapping[str, Any]]
@@ -108,6 +108,7 @@ def cidr(key: CidrKey, rows: Mapping[str, Cidr]) -> Rendered:
             "node": key.node,
             "kind": "node" if row.is_node else "pods",
             "refused": row.refused or row.closed,
+            **({"note": f"not routed: {row.unrouted}"} if row.unrouted else {}),
         }
 
 
@@ -136,11 +137,12 @@ def peer(
         }
 
 
-def route(key: IPNetwork, rows: Mapping[str, Route]) -> Rendered:
-    """A route to another cluster's pods."""
+def route(key: RouteKey, rows: Mapping[str, Route]) -> Rendered:
+    """A route to another cluster's pods, or to a node of it."""
     for row in rows.values():
         yield {
             "prefix": str(key),
+            "for": "pods" if key.from_pods else "all",
             "cluster": row.cluster,
             "node": row.node,
             "routing": row.routing,

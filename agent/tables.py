@@ -30,6 +30,7 @@ from .rows import (
     Pod,
     Reserved,
     Route,
+    RouteKey,
     Session,
     TakenLane,
 )
@@ -61,7 +62,7 @@ class Derived:
 
     cidrs: Table[CidrKey, Cidr] = field(default_factory=lambda: Table("cidrs"))
     frontends: Table[L4Address, Frontend] = field(default_factory=lambda: Table("frontends"))
-    routes: Table[IPNetwork, Route] = field(default_factory=lambda: Table("routes"))
+    routes: Table[RouteKey, Route] = field(default_factory=lambda: Table("routes"))
     peers: Table[PeerKey, Peer] = field(default_factory=lambda: Table("peers"))
     lanes: Table[NodeName, TakenLane] = field(default_factory=lambda: Table("lanes"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))

@@ -17,7 +17,7 @@ COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "services": ("service", "cluster", "affinity", "shared", "frontends", "backends"),
     "frontends": ("service", "address", "affinity", "backends"),
     "nodes": ("cluster", "node", "addresses", "pod_cidrs", "public_key"),
-    "routes": ("prefix", "cluster", "node", "node_ip", "device"),
+    "routes": ("prefix", "for", "cluster", "node", "node_ip", "device"),
     "peers": ("cluster", "node", "device", "endpoint", "handshake_age", "received", "sent"),
     "identities": ("identity", "cluster", "labels"),
     "endpoints": ("address", "cluster", "pod", "identity", "node_ip"),

@@ -26,7 +26,7 @@ class Capture:
     """
     Every packet of the underlay for as long as a `with` lasts, counted by what it is:
 
-    plain         between pods of different clusters, and anybody can read it
+    plain         between pods of different clusters, or a pod and a node, and anybody can read it
     vxlan         the same, in a tunnel
     wireguard     encrypted
     """
@@ -36,6 +36,9 @@ class Capture:
         self.plain: list[str] = []  # the first of them
         self._owner: dict[IPNetwork, str] = {
             cidr: node.cluster for node in mesh.nodes for cidr in node.pod_cidrs
+        }
+        self._node: dict[IPAddress, str] = {
+            address: node.cluster for node in mesh.nodes for address in node.addresses
         }
         underlay = mesh.world.sandbox.namespace(None)
         self._socket = run_inside(underlay, _open)
@@ -80,15 +83,16 @@ class Capture:
                 self.seen["vxlan"] += bool(self._pods(inner[12:14], inner[14:]))
 
     def _pods(self, kind: bytes, packet: bytes) -> str:
-        """Source and destination, if they are pods of different clusters."""
+        """Source and destination, if they are of different clusters, and one of them is a pod."""
         if kind == _IPV4:
             source, destination = ip_address(packet[12:16]), ip_address(packet[16:20])
         elif kind == _IPV6:
             source, destination = ip_address(packet[8:24]), ip_address(packet[24:40])
         else:
             return ""
-        owners = {self._owner_of(source), self._owner_of(destination)}
-        return f"{source} > {destination}" if len(owners - {None}) > 1 else ""
+        pods = {self._owner_of(source), self._owner_of(destination)} - {None}
+        nodes = {self._node.get(source), self._node.get(destination)} - {None}
+        return f"{source} > {destination}" if pods and len(pods | nodes) > 1 else ""
 
     def _owner_of(self, ip: IPAddress) -> str | None:
         length = 24 if ip.version == 4 else 64

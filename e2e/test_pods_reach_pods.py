@@ -92,11 +92,14 @@ def test_show_routes_says_how_each_cluster_is_reached(mesh: Mesh) -> None:
     sandbox = mesh.world.sandbox
     for node in mesh.nodes:
         wanted = "direct" if "cluster1=direct" in "".join(sandbox.agent) else sandbox.routing
-        rows = mesh.table(node.place, "routes")
-        assert [row["routing"] for row in rows] == [wanted] * 2 * len(sandbox.versions)
+        rows = [(row["for"], row["routing"]) for row in mesh.table(node.place, "routes")]
+        assert rows.count(("all", wanted)) == 2 * len(sandbox.versions)
+        assert rows.count(("pods", "tunnel")) == (len(rows) / 2 if wanted == "tunnel" else 0)
         for version in sandbox.versions:
-            routes = mesh.attempt(node.place, "ip", f"-{version}", "route", "show", "table", "1995")
-            assert len(routes.stdout.splitlines()) == (0 if wanted == "native" else 2)
+            for table, ways in (("1995", {"tunnel", "direct"}), ("1996", {"tunnel"})):
+                show = ("ip", f"-{version}", "route", "show", "table", table)
+                routes = mesh.attempt(node.place, *show).stdout.splitlines()
+                assert len(routes) == (2 if wanted in ways else 0)
 
 
 # One connection to the server that sends everything back; prints how many bytes came.

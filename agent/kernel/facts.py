@@ -28,13 +28,20 @@ class Facts(msgspec.Struct, frozen=True):
     addresses: tuple[tuple[str, IPInterface], ...] = ()  # global ones, by device
     pod_cidrs: tuple[IPNetwork, ...] = ()  # this node's own
     given_mtu: int | None = None  # what a user says of it, who knows of a narrower place
+    node_ips: tuple[IPAddress, ...] = ()  # this node's own, as far as they are there
 
     def source(self, version: int) -> IPAddress | None:
         """
-        An address of this node inside its own pod CIDRs, of IP version 4 or 6.
+        What this node's own processes call other clusters from, by IP version.
 
-        The other clusters know whose it is and how to reach it, whatever the node's own address is.
+        Those know whose an address in the node's pod CIDRs is, and how to reach it; and of its own
+        addresses that it is the node's. Of all others that it may have they know nothing.
         """
+        own = (ip for ip in self.node_ips if ip.version == version)
+        return self.pod_source(version) or next(own, None)
+
+    def pod_source(self, version: int) -> IPAddress | None:
+        """An address of this node inside its own pod CIDRs, by IP version."""
         own = [cidr for cidr in self.pod_cidrs if cidr.version == version]
         return next(
             (a.ip for _, a in self.addresses if any(a.ip in cidr for cidr in own)),
@@ -72,7 +79,9 @@ async def read_facts(
         what = f"has {' or '.join(map(str, node_ips))}" if node_ips else "has a default route"
         raise OSError(errno.ENODEV, f"no network device of this node {what}")
     mtu = next(link.get("mtu") for link in links.values() if link.get("ifname") == name)
-    return Facts(name, mtu, tuple(addresses), pod_cidrs)
+    there = {a.ip for _, a in addresses}
+    own = tuple(ip for ip in node_ips if ip in there)
+    return Facts(name, mtu, tuple(addresses), pod_cidrs, node_ips=own)
 
 
 async def read_addresses(ip: AsyncIPRoute) -> list[tuple[str, IPInterface]]:

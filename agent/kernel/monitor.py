@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from clustermesh.model import IPNetwork
+from agent.rows import RouteKey
 
 from .route_messages import (
     RT_TABLE_COMPAT,
@@ -27,7 +27,7 @@ from .route_messages import (
     RTM_NEWLINK,
     RTM_NEWROUTE,
     RTM_NEWRULE,
-    TABLE,
+    TABLES,
     messages,
     parse_link,
     parse_route,
@@ -46,9 +46,9 @@ _TYPE, _PORT, _LENGTH_BYTE, _TABLE_BYTE = 4, 12, 17, 20  # offsets in a route me
 
 
 class RouteChange(msgspec.Struct, frozen=True, gc=False):
-    """Somebody added, replaced or deleted a route in our table."""
+    """Somebody added, replaced or deleted a route in one of our tables."""
 
-    prefix: IPNetwork
+    key: RouteKey
 
 
 class LinkChange(msgspec.Struct, frozen=True, gc=False):
@@ -61,7 +61,7 @@ class LinkChange(msgspec.Struct, frozen=True, gc=False):
 
 
 class RuleDeleted(msgspec.Struct, frozen=True, gc=False):
-    """Our table is no longer looked up."""
+    """One of our tables may be no longer looked up."""
 
 
 class MarkRuleChange(msgspec.Struct, frozen=True, gc=False):
@@ -126,15 +126,15 @@ def _parse(data: bytes) -> list[Change]:
     for message in messages(data):
         if message.type in {RTM_NEWROUTE, RTM_DELROUTE}:
             route = parse_route(message.payload)
-            if route and route.table == TABLE and not route.is_unreachable:
-                found.append(RouteChange(route.prefix))
+            if route and route.table in TABLES and not route.is_unreachable:
+                found.append(RouteChange(route.key))
         elif message.type in {RTM_NEWLINK, RTM_DELLINK}:
             link = parse_link(message.payload)
             is_up = message.type == RTM_NEWLINK and bool(link.flags & _IFF_UP)
             found.append(LinkChange(link.name, link.index, is_up, link.mtu))
         elif message.type in {RTM_NEWRULE, RTM_DELRULE}:
             rule = parse_rule(message.payload)
-            if message.type == RTM_DELRULE and rule.table == TABLE:
+            if message.type == RTM_DELRULE and rule.table in TABLES:
                 found.append(RuleDeleted())
             elif rule.has_mark:
                 found.append(MarkRuleChange())

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,7 +24,7 @@ from clustermesh.model import IPAddress, IPNetwork
 from .facts import Facts, IPInterface, read_addresses, read_facts
 from .monitor import RouteMonitor
 from .pyroute import AsyncIPRoute, NetlinkError
-from .route_messages import BACKSTOP_METRIC, PROTOCOL, TABLE
+from .route_messages import BACKSTOP_METRIC, POD_TABLE, PROTOCOL, TABLE, TABLES
 from .routes import RouteSocket, has_ipv6
 from .tunnel import TUNNELS, Tunnel, disable_gro, is_ours
 
@@ -44,7 +44,16 @@ class TakenRoute(NamedTuple):
     """Where the kernel sends a packet."""
 
     device: str
-    table: int  # that the route is in
+    is_ours: bool  # from one of our tables
+
+
+class _Rule(NamedTuple):
+    """Which packets look up which of our tables."""
+
+    table: int
+    source: str = ""  # a network; empty: all packets
+    length: int = 0  # of its prefix
+    priority: int = RULE_PRIORITY
 
 
 class Netlink:
@@ -195,20 +204,29 @@ class Netlink:
                 self._write_sysctl(f"ipv6/conf/{underlay}/accept_ra", "2")
             self._write_sysctl("ipv6/conf/all/forwarding", "1")
 
-    async def ensure_rule(self, table: int = TABLE, priority: int = RULE_PRIORITY) -> None:
-        """Have `table` looked up, for both families. A rule of ours that says otherwise goes."""
+    async def ensure_rules(self, pods: Iterable[IPNetwork] = ()) -> None:
+        """
+        Have our tables looked up, for both families. A rule of ours that says otherwise goes.
+
+        Args:
+            pods: the sources whose packets look up the one to nodes' addresses.
+        """
+        cidrs = list(pods)
         for family in _families():
-            found = False
-            for rule in await self._rules(family):
-                if (rule.get("table"), rule.get("priority"), found) == (table, priority, False):
-                    found = True
+            version = 4 if family == socket.AF_INET else 6
+            mine = [cidr for cidr in cidrs if cidr.version == version]
+            missing = dict.fromkeys([_Rule(TABLE), *map(_pod_rule, mine)])
+            extra = []
+            for found in await self._rules(family):
+                if (rule := _parse_rule(found)) in missing:
+                    del missing[rule]
                 else:
-                    await self._delete_rule(family, rule)
-            if not found:
-                with _oserror(f"the rule for table {table}"):
-                    await self.ip.rule(
-                        "add", family=family, table=table, priority=priority, protocol=PROTOCOL
-                    )
+                    extra.append(rule)
+            for rule in missing:
+                with _oserror(f"the rule for table {rule.table}"):
+                    await self.ip.rule("add", family=family, **_rule_request(rule))
+            for rule in extra:
+                await self._delete_rule(family, rule)
 
     async def mark_rules(self, before: int | None = None) -> list[int]:
         """
@@ -236,13 +254,11 @@ class Netlink:
             OSError: ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL: there is none, or one that refuses.
         """
         with _oserror(f"the route to {target}"):
-            found = (
-                await self.ip.route(
-                    "get", dst=str(target), prefsrc=str(source), flags=_LOOKUP_TABLE
-                )
-            )[0]
+            request = {"dst": str(target), "src": str(source), "src_len": source.max_prefixlen}
+            found = (await self.ip.route("get", **request, flags=_LOOKUP_TABLE))[0]
         device = found.get("oif")
-        return TakenRoute(socket.if_indextoname(device) if device else "", found.get("table"))
+        is_ours = found.get("table") in TABLES
+        return TakenRoute(socket.if_indextoname(device) if device else "", is_ours)
 
     async def remove_everything(self) -> None:
         """
@@ -252,7 +268,7 @@ class Netlink:
         """
         for family in _families():
             for rule in await self._rules(family):
-                await self._delete_rule(family, rule)
+                await self._delete_rule(family, _parse_rule(rule))
         for ours in (self.routes, self.backstops):
             for error in (await ours.apply({}, list(await ours.dump()))).values():
                 raise error
@@ -289,10 +305,9 @@ class Netlink:
         if self._read_sysctl(name) != value:
             (self._sysctls / name).write_text(value)
 
-    async def _delete_rule(self, family: int, rule: Any) -> None:
-        which = {"table": rule.get("table"), "priority": rule.get("priority")}
+    async def _delete_rule(self, family: int, rule: _Rule) -> None:
         with _oserror("removing a routing rule"):
-            await self.ip.rule("del", family=family, protocol=PROTOCOL, **which)
+            await self.ip.rule("del", family=family, **_rule_request(rule))
 
 
 def device_index(name: str) -> int | None:
@@ -301,6 +316,22 @@ def device_index(name: str) -> int | None:
         return socket.if_nametoindex(name)
     except OSError:
         return None
+
+
+def _pod_rule(pods: IPNetwork) -> _Rule:
+    return _Rule(POD_TABLE, str(pods.network_address), pods.prefixlen)
+
+
+def _parse_rule(rule: Any) -> _Rule:
+    source = rule.get("src") or ""
+    return _Rule(rule.get("table"), source, rule.get("src_len"), rule.get("priority") or 0)
+
+
+def _rule_request(rule: _Rule) -> dict[str, Any]:
+    request: dict[str, Any] = {"table": rule.table, "priority": rule.priority, "protocol": PROTOCOL}
+    if rule.source:
+        request |= {"src": rule.source, "src_len": rule.length}
+    return request
 
 
 def _families() -> tuple[int, ...]:

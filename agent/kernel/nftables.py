@@ -7,6 +7,9 @@ nftables or of either iptables. Ours comes first, and gives it the source that i
 would not do: that ends one chain, and the next is asked. Where a destination was replaced, as a
 proxy of services does, the decision is left to that proxy's rules.
 
+The own addresses of other clusters' nodes are in sets of their own, which hold for this node's pods
+alone: what else it sends there, from a container of somebody else's say, is none of our business.
+
 Prefixes of one length are a hash set, in which the masked address is looked up. In interval sets
 50,000 prefixes would take 15 times as long to add, and minutes to delete (nft 1.0.6), and a prefix
 inside another would be refused.
@@ -26,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from agent.rows import RouteKey
 from clustermesh.model import IPNetwork
 
 from .route_messages import messages
@@ -50,20 +54,23 @@ class _Shape(NamedTuple):
 
     version: int
     length: int
+    from_pods: bool
 
     @property
     def set(self) -> str:
         """The name of the set."""
-        return f"pods{self.version}-{self.length}"
+        return f"{'nodes' if self.from_pods else 'pods'}{self.version}-{self.length}"
 
-    @property
-    def rules(self) -> Iterator[str]:
+    def rules(self, pods: Iterable[IPNetwork]) -> Iterator[str]:
         """What keeps the source of a connection from and to such prefixes."""
         family, network = _FAMILIES[self.version]
         mask = network((0, self.length)).netmask
-        for end in ("daddr", "saddr"):
+        own = [cidr for cidr in pods if cidr.version == self.version]
+        for end, other in (("daddr", "saddr"), ("saddr", "daddr")):
             match = f"{family} {end} & {mask} @{self.set}"
-            yield f"add rule {_CHAIN} {match} snat {family} to {family} saddr\n"
+            matches = [f"{family} {other} {cidr} {match}" for cidr in own]
+            for one in matches if self.from_pods else [match]:
+                yield f"add rule {_CHAIN} {one} snat {family} to {family} saddr\n"
 
 
 _FAMILIES: Final[dict[int, tuple[str, type[IPv4Network | IPv6Network]]]] = {
@@ -76,8 +83,11 @@ class _Set(msgspec.Struct):
     name: str
     elem: list[Any] = []  # addresses; what else it may be is nothing of ours
 
-    def prefixes(self, length: int) -> frozenset[IPNetwork]:
-        return frozenset(ip_network((one, length)) for one in self.elem if isinstance(one, str))
+    def keys(self, shape: _Shape) -> frozenset[RouteKey]:
+        addresses = (one for one in self.elem if isinstance(one, str))
+        return frozenset(
+            RouteKey(ip_network((ip, shape.length)), shape.from_pods) for ip in addresses
+        )
 
 
 class _Object(msgspec.Struct):
@@ -91,7 +101,7 @@ class _Listing(msgspec.Struct):
 
 
 _LISTING: Final = msgspec.json.Decoder(_Listing)
-_NAME: Final = re.compile(r"pods([46])-(\d+)")
+_NAME: Final = re.compile(r"(pods|nodes)([46])-(\d+)")
 
 
 class Nftables:
@@ -104,39 +114,44 @@ class Nftables:
 
     def __init__(self) -> None:
         self._shapes: frozenset[_Shape] = frozenset()  # those that have a set and rules
+        self._pods: tuple[IPNetwork, ...] = ()
         self._ports: deque[int] = deque(maxlen=16)  # of the programs that wrote for us
 
-    async def prepare(self) -> frozenset[IPNetwork]:
+    async def prepare(self, pods: Collection[IPNetwork] = ()) -> frozenset[RouteKey]:
         """
-        Have the table with its chain, and return the prefixes that are in it.
+        Have the table with its chain, and return what is in it.
 
         The rules are written anew, in one transaction: so it need not be known what they were.
+
+        Args:
+            pods: the networks of this node's pods.
         """
+        self._pods = tuple(pods)
         await self._write(f"add table {_TABLE}\n")
         listed = _LISTING.decode(await self._nft("-j", "list", "table", *_TABLE.split()))
         sets = {_shape_of(one.set.name): one.set for one in listed.nftables if one.set}
-        found = {shape: one.prefixes(shape.length) for shape, one in sets.items() if shape}
-        used = frozenset(shape for shape, prefixes in found.items() if prefixes)
+        found = {shape: one.keys(shape) for shape, one in sets.items() if shape}
+        used = frozenset(shape for shape, keys in found.items() if keys)
         unused = "".join(f"delete set {_TABLE} {shape.set}\n" for shape in found.keys() - used)
         try:
-            await self._write(_frame(used) + unused)
+            await self._write(_frame(used, self._pods) + unused)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise
             # A chain or set that another release made otherwise cannot be changed.
-            await self._write(_REMOVE + _frame(()))
+            await self._write(_REMOVE + _frame((), self._pods))
             used = frozenset()
         self._shapes = used
-        return frozenset(prefix for shape in used for prefix in found[shape])
+        return frozenset(key for shape in used for key in found[shape])
 
-    async def apply(self, adds: Collection[IPNetwork], deletes: Collection[IPNetwork]) -> None:
-        """Add and delete prefixes, all of them or none. Idempotent."""
-        shapes = self._shapes | {_shape(prefix) for prefix in adds}
-        known = [prefix for prefix in deletes if _shape(prefix) in shapes]
+    async def apply(self, adds: Collection[RouteKey], deletes: Collection[RouteKey]) -> None:
+        """Add and delete, all of them or none. Idempotent."""
+        shapes = self._shapes | {_shape(key) for key in adds}
+        known = [key for key in deletes if _shape(key) in shapes]
         # What is absent cannot be deleted: so it is added before.
         changes = [*_elements("add", [*adds, *known]), *_elements("delete", known)]
         if changes:
-            frame = _frame(shapes) if shapes != self._shapes else ""
+            frame = _frame(shapes, self._pods) if shapes != self._shapes else ""
             await self._write(frame + "".join(changes))
             self._shapes = shapes
 
@@ -192,31 +207,31 @@ class Nftables:
         return said
 
 
-def _frame(shapes: Iterable[_Shape]) -> str:
+def _frame(shapes: Iterable[_Shape], pods: Collection[IPNetwork]) -> str:
     """The chain and sets, without what is in the sets: all of it may be there already."""
     lines = [f"add table {_TABLE}\n", f"add chain {_CHAIN} {_HOOK}\n", f"flush chain {_CHAIN}\n"]
     lines.append(f"add rule {_CHAIN} ct status dnat return\n")
     for shape in sorted(shapes):
         kind = "ipv4_addr" if shape.version == 4 else "ipv6_addr"
         lines.append(f"add set {_TABLE} {shape.set} {{ type {kind}; }}\n")
-        lines += shape.rules
+        lines += shape.rules(pods)
     return "".join(lines)
 
 
-def _elements(do: str, prefixes: Iterable[IPNetwork]) -> Iterator[str]:
-    """Lines that `add` or `delete` prefixes."""
+def _elements(do: str, keys: Iterable[RouteKey]) -> Iterator[str]:
+    """Lines that `add` or `delete` elements of sets."""
     by_shape: dict[_Shape, list[str]] = {}
-    for prefix in prefixes:
-        by_shape.setdefault(_shape(prefix), []).append(str(prefix.network_address))
+    for key in keys:
+        by_shape.setdefault(_shape(key), []).append(str(key.prefix.network_address))
     for shape, addresses in by_shape.items():
         yield f"{do} element {_TABLE} {shape.set} {{ {', '.join(addresses)} }}\n"
 
 
-def _shape(prefix: IPNetwork) -> _Shape:
-    return _Shape(prefix.version, prefix.prefixlen)
+def _shape(key: RouteKey) -> _Shape:
+    return _Shape(key.prefix.version, key.prefix.prefixlen, key.from_pods)
 
 
 def _shape_of(name: str) -> _Shape | None:
     """That of a set's prefixes, if it is a set of ours."""
     found = _NAME.fullmatch(name)
-    return _Shape(int(found[1]), int(found[2])) if found else None
+    return _Shape(int(found[2]), int(found[3]), found[1] == "nodes") if found else None

@@ -18,11 +18,14 @@ from typing import Final
 
 import msgspec
 
+from agent.rows import RouteKey
 from clustermesh.model import IPAddress, IPNetwork
 
 # STABLE API: what is ours in a node's kernel is known by these, also to the next version of the
 # agent and to uninstall.
-TABLE: Final = 1995
+TABLE: Final = 1995  # to pods, for everybody
+POD_TABLE: Final = 1996  # to nodes' own addresses, for what pods send
+TABLES: Final = (TABLE, POD_TABLE)
 PROTOCOL: Final = 195
 METRIC: Final = 1995  # so that a stranger's route in our table is neither replaced nor deleted
 BACKSTOP_METRIC: Final = METRIC + 1  # what counts where the route of that metric is missing
@@ -93,6 +96,11 @@ class ParsedRoute(msgspec.Struct, frozen=True, gc=False):
     source: IPAddress | None
     mtu: int | None
 
+    @property
+    def key(self) -> RouteKey:
+        """The key of a route in one of our tables."""
+        return RouteKey(self.prefix, self.table == POD_TABLE)
+
 
 class ParsedLink(msgspec.Struct, frozen=True, gc=False):
     """A device, in a notification."""
@@ -127,11 +135,11 @@ class ParsedDefaultRoute(msgspec.Struct, frozen=True, gc=False):
 
 
 def pack_put(
-    prefix: IPNetwork, route: KernelRoute, device: int, sequence: int, metric: int = METRIC
+    key: RouteKey, route: KernelRoute, device: int, sequence: int, metric: int = METRIC
 ) -> bytes:
-    """Add `prefix`, or replace what we have for it. Without a `device` it leads nowhere."""
-    family, destination = _destination(prefix)
-    rest = _priority(metric) + _rest(route.gateway, route.source, route.mtu, device, family)
+    """Add the route `key`, or replace what we have for it. Without a `device` it leads nowhere."""
+    family, destination = _destination(key.prefix)
+    rest = _priority(metric) + _rest(_table(key), route, device, family)
     is_on_link = device and not route.gateway
     return (
         _ROUTE.pack(
@@ -141,7 +149,7 @@ def pack_put(
             sequence,
             0,
             family,
-            prefix.prefixlen,
+            key.prefix.prefixlen,
             0,
             0,
             0,
@@ -155,19 +163,19 @@ def pack_put(
     )
 
 
-def pack_delete(prefix: IPNetwork, sequence: int, metric: int = METRIC) -> bytes:
-    """Delete what we have for `prefix`, wherever it leads. A stranger's route does not match."""
-    family, destination = _destination(prefix)
-    rest = attribute(_RTA_TABLE, _U32.pack(TABLE)) + _priority(metric)
+def pack_delete(key: RouteKey, sequence: int, metric: int = METRIC) -> bytes:
+    """Delete what we have for `key`, wherever it leads. A stranger's route does not match."""
+    family, destination = _destination(key.prefix)
+    rest = attribute(_RTA_TABLE, _U32.pack(_table(key))) + _priority(metric)
     length = _ROUTE.size + len(destination) + len(rest)
     head = (length, RTM_DELROUTE, NLM_F_REQUEST, sequence, 0)
-    body = (family, prefix.prefixlen, 0, 0, 0, PROTOCOL, _RT_SCOPE_NOWHERE, 0, 0)
+    body = (family, key.prefix.prefixlen, 0, 0, 0, PROTOCOL, _RT_SCOPE_NOWHERE, 0, 0)
     return _ROUTE.pack(*head, *body) + destination + rest
 
 
-def pack_dump(family: int, sequence: int) -> bytes:
-    """Ask for the routes of our table. Kernels before 4.20 answer with those of every table."""
-    rest = attribute(_RTA_TABLE, _U32.pack(TABLE))
+def pack_dump(family: int, table: int, sequence: int) -> bytes:
+    """Ask for the routes of a table. Kernels before 4.20 answer with those of every table."""
+    rest = attribute(_RTA_TABLE, _U32.pack(table))
     head = (_ROUTE.size + len(rest), RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0)
     return _ROUTE.pack(*head, family, 0, 0, 0, 0, 0, 0, 0, 0) + rest
 
@@ -265,6 +273,10 @@ def parse_rule(payload: memoryview) -> ParsedRule:
     )
 
 
+def _table(key: RouteKey) -> int:
+    return POD_TABLE if key.from_pods else TABLE
+
+
 def _destination(prefix: IPNetwork) -> tuple[int, bytes]:
     family = AF_INET if prefix.version == 4 else AF_INET6
     return family, attribute(_RTA_DST, prefix.network_address.packed)
@@ -276,10 +288,9 @@ def _priority(metric: int) -> bytes:
 
 
 @lru_cache(maxsize=16384)
-def _rest(
-    gateway: IPAddress | None, source: IPAddress | None, mtu: int | None, device: int, family: int
-) -> bytes:
-    parts = [attribute(_RTA_TABLE, _U32.pack(TABLE))]
+def _rest(table: int, route: KernelRoute, device: int, family: int) -> bytes:
+    gateway, source, mtu = route.gateway, route.source, route.mtu
+    parts = [attribute(_RTA_TABLE, _U32.pack(table))]
     if device:
         parts.append(attribute(_RTA_OIF, _U32.pack(device)))
     if gateway is not None:

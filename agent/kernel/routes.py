@@ -1,5 +1,5 @@
 """
-The route table that is ours, in bulk.
+The route tables that are ours, in bulk.
 
 A request that fails is always answered, one that works only on demand. So a hundred routes go to
 the kernel in one send, only the last asks for an answer, and whatever else comes back is an error
@@ -13,10 +13,11 @@ import errno
 import os
 import socket
 from collections.abc import Collection, Iterable, Mapping
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from agent.rows import RouteKey
 from clustermesh.model import IPNetwork
 
 from .route_messages import (
@@ -26,7 +27,7 @@ from .route_messages import (
     NLMSG_ERROR,
     PROTOCOL,
     RTM_NEWROUTE,
-    TABLE,
+    TABLES,
     KernelRoute,
     messages,
     pack_delete,
@@ -46,12 +47,12 @@ SOL_NETLINK = 270
 _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 10, 11, 12
 SO_RCVBUFFORCE = 33
 
-_Request: TypeAlias = tuple[IPNetwork, KernelRoute | None]
+_Request: TypeAlias = tuple[RouteKey, KernelRoute | None]
 
 
 class RouteSocket:
     """
-    Routes of our table and protocol, in the network namespace of the thread that opened this.
+    Routes of our tables and protocol, in the network namespace of the thread that opened this.
 
     Used from one event loop, one call at a time.
     """
@@ -80,10 +81,10 @@ class RouteSocket:
         self._socket.close()
 
     async def apply(
-        self, puts: Mapping[IPNetwork, KernelRoute], deletes: Collection[IPNetwork]
-    ) -> dict[IPNetwork, OSError]:
-        """Put and delete; the failures by prefix. A route that is not there may be deleted."""
-        failed: dict[IPNetwork, OSError] = {}
+        self, puts: Mapping[RouteKey, KernelRoute], deletes: Collection[RouteKey]
+    ) -> dict[RouteKey, OSError]:
+        """Put and delete; the failures by route. A route that is not there may be deleted."""
+        failed: dict[RouteKey, OSError] = {}
         devices: dict[str, int] = {}
         requests: Iterable[_Request] = chain(((d, None) for d in deletes), puts.items())
         rest = iter(requests)
@@ -93,24 +94,22 @@ class RouteSocket:
         return failed
 
     async def _apply(
-        self, batch: list[_Request], devices: dict[str, int], failed: dict[IPNetwork, OSError]
+        self, batch: list[_Request], devices: dict[str, int], failed: dict[RouteKey, OSError]
     ) -> None:
         packed: list[bytes] = []
         sent: list[_Request] = []
         first = self._take(len(batch))
-        for prefix, route in batch:
+        for key, route in batch:
             number = first + len(packed)
             try:
                 packed.append(
-                    pack_delete(prefix, number, self._metric)
+                    pack_delete(key, number, self._metric)
                     if route is None
-                    else pack_put(
-                        prefix, route, _index(route.device, devices), number, self._metric
-                    )
+                    else pack_put(key, route, _index(route.device, devices), number, self._metric)
                 )
-                sent.append((prefix, route))
+                sent.append((key, route))
             except OSError as error:
-                failed[prefix] = error
+                failed[key] = error
         if not packed:
             return
         packed[-1] = want_ack(packed[-1])
@@ -121,24 +120,25 @@ class RouteSocket:
             for message in messages(await self._receive()):
                 if message.type != NLMSG_ERROR or message.sequence < first:
                     continue
-                prefix, route = sent[message.sequence - first]
+                key, route = sent[message.sequence - first]
                 failure = parse_error(message)
                 if failure and not (route is None and failure.errno == errno.ESRCH):
-                    failed[prefix] = _explain(failure, prefix, route)
+                    failed[key] = _explain(failure, key.prefix, route)
                 if message.sequence == last:
                     return
 
-    async def dump(self) -> dict[IPNetwork, KernelRoute]:
+    async def dump(self) -> dict[RouteKey, KernelRoute]:
         """
         The routes of ours that are there.
 
         Raises:
-            OSError: EAGAIN when the table changes faster than it can be read.
+            OSError: EAGAIN when a table changes faster than it can be read.
         """
-        found: dict[IPNetwork, KernelRoute] = {}
-        for family in (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,):
+        found: dict[RouteKey, KernelRoute] = {}
+        families = (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
+        for family, table in product(families, TABLES):
             for _ in range(_DUMP_TRIES):
-                routes = await self._dump(family)
+                routes = await self._dump(family, table)
                 if routes is not None:
                     found |= routes
                     break
@@ -146,10 +146,10 @@ class RouteSocket:
                 raise OSError(errno.EAGAIN, "the route table keeps changing while it is read")
         return found
 
-    async def _dump(self, family: int) -> dict[IPNetwork, KernelRoute] | None:
+    async def _dump(self, family: int, table: int) -> dict[RouteKey, KernelRoute] | None:
         sequence = self._take(1)
-        self._socket.send(pack_dump(family, sequence))
-        found: dict[IPNetwork, KernelRoute] = {}
+        self._socket.send(pack_dump(family, table, sequence))
+        found: dict[RouteKey, KernelRoute] = {}
         names: dict[int, str] = {}
         whole = True
         while True:
@@ -164,14 +164,12 @@ class RouteSocket:
                     return found if whole else None
                 route = parse_route(message.payload) if message.type == RTM_NEWROUTE else None
                 if route and (route.table, route.protocol, route.metric) == (
-                    TABLE,
+                    table,
                     PROTOCOL,
                     self._metric,
                 ):
                     device = "" if route.is_unreachable else _name(route.device, names)
-                    found[route.prefix] = KernelRoute(
-                        device, route.gateway, route.source, route.mtu
-                    )
+                    found[route.key] = KernelRoute(device, route.gateway, route.source, route.mtu)
             await asyncio.sleep(0)
 
     def _take(self, count: int) -> int:

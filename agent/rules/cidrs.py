@@ -46,10 +46,13 @@ def cidrs(
     """
     What every node claims, its pod CIDRs and its own addresses, and what of it is refused.
 
+    A node's own address is nobody else's, but whether pods' packets to it may be led to that node
+    is another question: it is no more than what a peer says of a network that we may be on.
+
     Args:
         closed: the nodes that nothing may be sent to, and why. Their addresses are still theirs.
         reserved: what other clusters' pods cannot have, such as the networks that we are on.
-        allowed: what they must be in; empty: anything that is nobody's.
+        allowed: what must be in it to be routed; empty: anything that is nobody's.
     """
     claims = sorted(
         # A claim may be made twice, by a node whose ExternalIP is its InternalIP.
@@ -63,33 +66,25 @@ def cidrs(
             item[0].node,
         ),
     )
-    off_limits = _Accepted()
-    for network, row in reserved:
-        off_limits.add(CidrKey(network, row.cluster or _NOBODY, row.what))
-    accepted = _Accepted()
+    judge = _Judge(own, reserved, allowed)
     rows: dict[CidrKey, Cidr] = {}
+    lost: dict[NodeName, set[IPAddress]] = {}
     for key, claim in claims:
-        refused = ""
-        if holder := accepted.holder(key):
-            refused = f"overlaps {holder}"
-        elif claim.cluster != own and not claim.is_node:
-            refused = _trespass(key.cidr, off_limits.holder(key), allowed)
-        if not refused:
-            accepted.add(key)
-        reason = closed.get(NodeName(key.cluster, key.node), "")
+        name = NodeName(key.cluster, key.node)
+        refused = judge.refusal(key, claim)
+        if refused and claim.is_node:
+            lost.setdefault(name, set()).add(key.cidr.network_address)
+        unrouted = "" if refused else judge.unrouted(key, claim)
+        reason = closed.get(name, "")
         rows[key] = (
-            msgspec.structs.replace(claim, refused=refused, closed=reason)
-            if refused or reason
+            msgspec.structs.replace(claim, refused=refused, closed=reason, unrouted=unrouted)
+            if refused or reason or unrouted
             else claim
         )
-    refused_ips = {
-        (key.cluster, key.node, key.cidr.network_address)
-        for key, claim in rows.items()
-        if claim.refused and claim.is_node
-    }
-    if not refused_ips:
-        return rows
-    return {key: _without(claim, refused_ips) for key, claim in rows.items()}
+    for key, row in rows.items() if lost else ():
+        if gone := lost.get(NodeName(key.cluster, key.node)):
+            rows[key] = _without(row, gone)
+    return rows
 
 
 def overlapping(cidrs: Iterable[IPNetwork], others: Iterable[IPNetwork]) -> set[IPNetwork]:
@@ -100,29 +95,66 @@ def overlapping(cidrs: Iterable[IPNetwork], others: Iterable[IPNetwork]) -> set[
     return {cidr for cidr in cidrs if accepted.overlaps(cidr)}
 
 
-def _trespass(cidr: IPNetwork, reserved: CidrKey | None, allowed: Collection[IPNetwork]) -> str:
-    """Why no pod of another cluster can have the addresses `cidr`; empty if it can."""
-    if reserved is not None:
-        return f"overlaps {reserved.cidr}, {reserved.node}"
-    if allowed and not any(
-        cidr.version == network.version and cidr.subnet_of(network)  # type: ignore[arg-type]
-        for network in allowed
-    ):
-        return "is not in --mesh-cidrs"
-    return ""
+class _Judge:
+    """Decides on one claim after the other, those that win first."""
+
+    def __init__(
+        self,
+        own: ClusterName,
+        reserved: Iterable[tuple[IPNetwork, Reserved]],
+        allowed: Collection[IPNetwork],
+    ) -> None:
+        self._own = own
+        self._allowed = allowed
+        self._accepted = _Accepted()
+        self._off_limits = _Accepted()
+        self._etcds: dict[IPNetwork, str] = {}
+        for network, row in reserved:
+            self._off_limits.add(CidrKey(network, row.cluster or _NOBODY, row.what))
+            if row.cluster is not None:
+                self._etcds[network] = row.what
+
+    def refusal(self, key: CidrKey, claim: Cidr) -> str:
+        """Why the claim does not stand; empty if it does."""
+        if holder := self._accepted.holder(key):
+            return f"overlaps {holder}"
+        if claim.cluster != self._own and not claim.is_node and (why := self._trespass(key)):
+            return why
+        self._accepted.add(key)
+        return ""
+
+    def unrouted(self, key: CidrKey, claim: Cidr) -> str:
+        """Why pods' packets to a node's own address are not led to the node; empty if they are."""
+        if claim.cluster == self._own or not claim.is_node:
+            return ""
+        if key.cidr.network_address not in claim.node_ips:
+            return "it is no InternalIP"
+        if claim.external is not None:
+            return f"its node is reached at {claim.external}, and here it may be another's"
+        if etcd := self._etcds.get(key.cidr):
+            return f"it is {etcd}, which has to be reached before there is a way"
+        return "" if self._is_allowed(key.cidr) else "it is not in --mesh-cidrs"
+
+    def _trespass(self, key: CidrKey) -> str:
+        """Why no pod of another cluster can have the addresses `key`; empty if it can."""
+        if reserved := self._off_limits.holder(key):
+            return f"overlaps {reserved.cidr}, {reserved.node}"
+        return "" if self._is_allowed(key.cidr) else "is not in --mesh-cidrs"
+
+    def _is_allowed(self, cidr: IPNetwork) -> bool:
+        return not self._allowed or any(
+            cidr.version == network.version and cidr.subnet_of(network)  # type: ignore[arg-type]
+            for network in self._allowed
+        )
 
 
-def _without(claim: Cidr, refused: Collection[tuple[ClusterName, str, IPAddress]]) -> Cidr:
+def _without(claim: Cidr, lost: Collection[IPAddress]) -> Cidr:
     """A node's address that belongs to somebody else leads to them, and not to the node."""
-
-    def stands(ip: IPAddress) -> bool:
-        return (claim.cluster, claim.node, ip) not in refused
-
-    ips = tuple(ip for ip in claim.node_ips if stands(ip))
-    external = claim.external if claim.external and stands(claim.external) else None
-    if (ips, external) == (claim.node_ips, claim.external):
-        return claim
-    return msgspec.structs.replace(claim, node_ips=ips, external=external)
+    return msgspec.structs.replace(
+        claim,
+        node_ips=tuple(ip for ip in claim.node_ips if ip not in lost),
+        external=None if claim.external in lost else claim.external,
+    )
 
 
 def _claims(node: Node) -> Iterator[tuple[CidrKey, Cidr]]:

@@ -13,6 +13,7 @@ from typing import Final
 
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.routes import RouteSocket
+from agent.rows import RouteKey
 from clustermesh.model import IPNetwork
 
 NOWHERE: Final = KernelRoute("")
@@ -27,13 +28,15 @@ class BackstopTarget:
 
     async def actual(self) -> Mapping[IPNetwork, KernelRoute]:
         """Those that are there."""
-        return await self._routes.dump()
+        return {key.prefix: route for key, route in (await self._routes.dump()).items()}
 
     async def apply(
         self, puts: Mapping[IPNetwork, KernelRoute], deletes: Collection[IPNetwork]
     ) -> Mapping[IPNetwork, OSError]:
         """Add and delete, in bulk."""
-        return await self._routes.apply(puts, deletes)
+        wanted = {RouteKey(prefix): route for prefix, route in puts.items()}
+        failed = await self._routes.apply(wanted, [RouteKey(prefix) for prefix in deletes])
+        return {key.prefix: error for key, error in failed.items()}
 
     async def drift(self) -> AsyncIterator[Collection[IPNetwork] | None]:
         """End at once: who takes one away takes what stands before it too, and that is heard."""

@@ -4,6 +4,11 @@ Routes to the pods of other clusters, in a table of our own.
 Either into the tunnel device, where BPF programs find the node by the ipcache, or straight to the
 node, where the segment carries pod addresses; and none where the network knows the way itself. The
 table is looked up before `main`, so the CNI's own routes stay as they are.
+
+What is wrapped or encrypted has a second table, looked up by what this node's pods send and by
+nothing else: by it they reach the nodes of other clusters themselves. So they answer a node that
+has called them from its own address by the way that it came, as a strict reverse-path filter wants
+it; and what is sent between the nodes, all that wraps and encrypts among it, never meets it.
 """
 
 from __future__ import annotations
@@ -23,8 +28,7 @@ from agent.kernel.monitor import (
 from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.tunnel import OVERHEAD, Tunnel
-from agent.rows import Route, Routing
-from clustermesh.model import IPNetwork
+from agent.rows import Route, RouteKey, Routing
 
 _MINIMUM_MTU: Final = 1280  # of IPv6: below it the kernel takes IPv6 off a device
 
@@ -32,13 +36,12 @@ _ENCRYPTION_OVERHEAD: Final = {4: 60, 6: 80}
 """Bytes that WireGuard adds, by IP version of the outside: its header 16, tag 16, UDP 8, IP."""
 
 
-def kernel_route(
-    prefix: IPNetwork, route: Route, tunnel: Tunnel, facts: Facts
-) -> KernelRoute | None:
-    """What `route` to `prefix` is on a node of which `facts` hold; None: it is the network's."""
+def kernel_route(key: RouteKey, route: Route, tunnel: Tunnel, facts: Facts) -> KernelRoute | None:
+    """What the route `key` is on a node of which `facts` hold; None: it is the network's."""
     if route.node_ip is None:
         return None
-    source = facts.source(prefix.version)
+    # What pods send has a source already.
+    source = None if key.from_pods else facts.source(key.prefix.version)
     if route.device:
         mtu = encrypted_mtu(facts.given_mtu or facts.mtu, route.node_ip.version)
         return KernelRoute(route.device, None, source, mtu)
@@ -77,13 +80,13 @@ class RouteTarget:
         netlink: Netlink,
         tunnel: Tunnel,
         prepare: Callable[[], Awaitable[object]],
-        wait_for: Callable[[Collection[IPNetwork]], Awaitable[object]],
+        wait_for: Callable[[Collection[RouteKey]], Awaitable[object]],
     ) -> None:
         """
         Args:
-            prepare: has the rule and the device there, with whatever must be attached to it. Called
-                before every comparison with the kernel, so also as soon as the device has gone.
-            wait_for: returns when there is whatever has to be there before a route to a prefix is.
+            prepare: has the rules and the device there, with whatever must be attached to that.
+                Called before every comparison with the kernel, so also as soon as it has gone.
+            wait_for: returns when there is whatever has to be there before these routes are.
         """
         self._netlink = netlink
         self._prepare = prepare
@@ -94,7 +97,7 @@ class RouteTarget:
         self._up: dict[str, int] = {}  # index of the devices that were up at the last comparison
         self._mtus: dict[int, int] = {}  # of all devices at the last comparison, by index
 
-    async def actual(self) -> Mapping[IPNetwork, KernelRoute]:
+    async def actual(self) -> Mapping[RouteKey, KernelRoute]:
         """The routes of ours that are there. Has the device made ready first."""
         self._preparing = True
         try:
@@ -105,16 +108,16 @@ class RouteTarget:
         return await self._netlink.routes.dump()
 
     async def apply(
-        self, puts: Mapping[IPNetwork, KernelRoute], deletes: Collection[IPNetwork]
-    ) -> Mapping[IPNetwork, OSError]:
+        self, puts: Mapping[RouteKey, KernelRoute], deletes: Collection[RouteKey]
+    ) -> Mapping[RouteKey, OSError]:
         """Add, replace and delete routes, in bulk."""
         await self._wait_for(puts.keys())
         self._devices.update(route.device for route in puts.values())
         return await self._netlink.routes.apply(puts, deletes)
 
-    async def drift(self) -> AsyncIterator[Collection[IPNetwork] | None]:
+    async def drift(self) -> AsyncIterator[Collection[RouteKey] | None]:
         """
-        Prefixes that somebody else changed; None when the rule or a device of ours came or went, a
+        Routes that somebody else changed; None when a rule or a device of ours came or went, a
         rule that goes by marks did, or any device has another MTU or is made anew, which might be
         the one that ours follow.
 
@@ -126,8 +129,8 @@ class RouteTarget:
                 continue
             if any(self._concerns_all(change) for change in changes):
                 yield None
-            elif prefixes := {c.prefix for c in changes if isinstance(c, RouteChange)}:
-                yield prefixes
+            elif keys := {c.key for c in changes if isinstance(c, RouteChange)}:
+                yield keys
 
     async def _is_prepared(self) -> bool:
         """Prepare, and whether nothing was undone meanwhile, as far as the kernel has told."""

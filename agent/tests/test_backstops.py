@@ -12,7 +12,7 @@ import pytest
 from agent.backstops import HOLD, keep_backstops
 from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
-from agent.rows import Backstop, Cidr, Reserved
+from agent.rows import Backstop, Cidr, Reserved, RouteKey
 from agent.rules.cidrs import CidrKey
 from agent.targets.backstops import NOWHERE, BackstopTarget
 from agent.tests.netns import in_namespace, sh
@@ -128,11 +128,11 @@ def test_it_counts_while_the_other_route_is_missing() -> None:
         sh("ip -6 route add default dev eth0")
         sh("ip link add way type bridge")
         sh("ip link set way addrgenmode none up")
-        await netlink.ensure_rule()
+        await netlink.ensure_rules()
         for _ in range(2):
             assert await target.apply(dict.fromkeys(prefixes, NOWHERE), ()) == {}
             assert await target.actual() == dict.fromkeys(prefixes, NOWHERE)
-        way = dict.fromkeys(prefixes, KernelRoute("way"))
+        way = dict.fromkeys(map(RouteKey, prefixes), KernelRoute("way"))
         assert await netlink.routes.apply(way, ()) == {}
         assert await netlink.routes.dump() == way
         for prefix in prefixes:

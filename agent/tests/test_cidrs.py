@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
+from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,3 +251,64 @@ def test_what_is_not_in_the_mesh_is_refused_when_the_mesh_has_limits() -> None:
         "8.8.8.0/24 of west/a: is not in --mesh-cidrs",
         "10.2.0.0/24 of west/a",
     ]
+
+
+def unrouted(*nodes: Node, **more: Any) -> dict[str, str]:
+    """Why pods are not led to which of the addresses that other clusters' nodes have."""
+    return {
+        str(key.cidr.network_address): row.unrouted
+        for key, row in cidrs(nodes, EAST, **more).items()
+        if row.is_node and row.cluster != EAST
+    }
+
+
+def test_pods_are_led_to_what_is_a_nodes_own_inside_of_the_network() -> None:
+    assert unrouted(node("west/a", at=["192.0.2.2", "2001:db8::2", "+203.0.113.2"])) == {
+        "192.0.2.2": "",
+        "2001:db8::2": "",
+        "203.0.113.2": "it is no InternalIP",
+    }
+
+
+def test_the_address_of_a_node_behind_a_nat_may_be_somebody_elses_here() -> None:
+    behind = node("west/a", at=["192.168.0.2"])
+    behind = msgspec.structs.replace(behind, external_address=ip_address("203.0.113.2"))
+    assert unrouted(behind)["192.168.0.2"] == (
+        "its node is reached at 203.0.113.2, and here it may be another's"
+    )
+
+
+def test_no_etcd_is_reached_by_a_way_that_is_known_from_it() -> None:
+    """Not even its own cluster's, on whose node it is."""
+    reserved = [
+        (ip_network("192.0.2.0/24"), Reserved("the network of eth0")),
+        (ip_network("192.0.2.2"), Reserved("the etcd of west", ClusterName("west"))),
+    ]
+    nodes = [node("west/a", at=["192.0.2.2"]), node("west/b", at=["192.0.2.3"])]
+    assert unrouted(*nodes, reserved=reserved) == {
+        "192.0.2.2": "it is the etcd of west, which has to be reached before there is a way",
+        "192.0.2.3": "",
+    }
+
+
+def test_nodes_are_led_to_only_where_the_mesh_may_be() -> None:
+    nodes = [node("west/a", at=["192.0.2.2", "10.9.0.2"])]
+    assert unrouted(*nodes, allowed=[ip_network("10.0.0.0/8")]) == {
+        "192.0.2.2": "it is not in --mesh-cidrs",
+        "10.9.0.2": "",
+    }
+
+
+def test_the_claims_of_5000_nodes_are_judged_within_a_second_in_whichever_order() -> None:
+    def nodes(clusters: Iterable[str]) -> Iterator[Node]:
+        for number, cluster in enumerate(clusters):
+            for n in range(number * 2500, number * 2500 + 2500):
+                cidrs = f"10.{n // 256}.{n % 256}.0/24", f"fd00:{n:x}::/64"
+                yield node(f"{cluster}/node{n}", *cidrs, at=[f"172.16.{n // 256}.{n % 256}"])
+
+    for clusters in (("east", "west"), ("west", "east")):
+        everybody = list(nodes(clusters))
+        begin = time.process_time()
+        rows = cidrs(everybody, EAST)
+        assert time.process_time() - begin < 1
+        assert (len(rows), sum(bool(row.refused) for row in rows.values())) == (15000, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.tunnel import Tunnel, TunnelProtocol
+from agent.rows import RouteKey
 from agent.tests.netns import in_namespace, sh
 from clustermesh.model import IPNetwork
 
@@ -24,8 +26,13 @@ pytestmark = [
 VXLAN = Tunnel()
 
 
-def prefixes(within: str, length: int, count: int) -> list[IPNetwork]:
-    return list(islice(ip_network(within).subnets(new_prefix=length), count))
+def to(prefix: str, *, from_pods: bool = False) -> RouteKey:
+    return RouteKey(ip_network(prefix), from_pods)
+
+
+def routes_within(network: str, length: int, count: int) -> list[RouteKey]:
+    subnets: Iterator[IPNetwork] = ip_network(network).subnets(new_prefix=length)
+    return [RouteKey(prefix) for prefix in islice(subnets, count)]
 
 
 def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
@@ -112,14 +119,40 @@ def test_a_port_that_another_tunnel_has_is_named() -> None:
     in_namespace(body)
 
 
-def test_the_rule_is_there_once_for_each_family_and_an_old_one_of_ours_goes() -> None:
+def test_the_rules_are_there_once_for_each_family_and_an_old_one_of_ours_goes() -> None:
+    def ours(family: str) -> set[str]:
+        return {line for line in sh(f"ip {family} rule").splitlines() if "195" in line}
+
     async def body(netlink: Netlink) -> None:
         sh("ip rule add priority 50 table 7 protocol 195")
+        sh("ip rule add from 10.9.0.0/24 priority 195 table 1996 protocol 195")
+        both = ip_network("10.1.1.0/24"), ip_network("fd00:1::/64")
+        everybody = "195:\tfrom all lookup 1995 proto 195"
         for _ in range(2):
-            await netlink.ensure_rule()
-        for family in ("-4", "-6"):
-            ours = [line for line in sh(f"ip {family} rule").splitlines() if "195" in line]
-            assert ours == ["195:\tfrom all lookup 1995 proto 195"]
+            await netlink.ensure_rules(both)
+        for family, cidr in zip(("-4", "-6"), both, strict=True):
+            assert ours(family) == {everybody, f"195:\tfrom {cidr} lookup 1996 proto 195"}
+        await netlink.ensure_rules()
+        assert ours("-4") == ours("-6") == {everybody}
+
+    in_namespace(body)
+
+
+def test_the_way_to_a_node_is_another_one_for_its_pods() -> None:
+    async def body(netlink: Netlink) -> None:
+        await netlink.ensure_tunnel_device(1450, VXLAN)
+        await netlink.ensure_rules((ip_network("10.1.1.0/24"), ip_network("fd00:1::/64")))
+        for device in ("10.1.1.1/32", "fd00:1::1/128"):
+            sh(f"ip address add {device} dev lo")
+        for node, own, pod in (
+            ("172.30.2.1", "172.30.1.1", "10.1.1.1"),
+            ("fd00:30::2", "fd00:30::1", "fd00:1::1"),
+        ):
+            route = {to(node, from_pods=True): KernelRoute(VXLAN.device, mtu=1450)}
+            assert await netlink.routes.apply(route, []) == {}
+            target = ip_address(node)
+            assert await netlink.route_to(ip_address(own), target) == ("eth0", False)
+            assert await netlink.route_to(ip_address(pod), target) == (VXLAN.device, True)
 
     in_namespace(body)
 
@@ -139,7 +172,7 @@ def test_50_000_routes_are_added_read_and_deleted(within: str, length: int) -> N
     async def body(netlink: Netlink) -> None:
         device = KernelRoute(VXLAN.device, mtu=1450)
         await netlink.ensure_tunnel_device(1450, VXLAN)
-        wanted = dict.fromkeys(prefixes(within, length, 50_000), device)
+        wanted = dict.fromkeys(routes_within(within, length, 50_000), device)
         assert await netlink.routes.apply(wanted, []) == {}
         assert await netlink.routes.dump() == wanted
         assert await netlink.routes.apply({}, wanted) == {}
@@ -154,11 +187,13 @@ def test_every_kind_of_route_is_read_back_as_it_was_written() -> None:
         v4, v6 = ip_address("172.30.1.9"), ip_address("fd00:30::9")
         own4, own6 = ip_address("172.30.1.1"), ip_address("fd00:30::1")
         wanted = {
-            ip_network("10.9.0.0/24"): KernelRoute("eth0", v4, own4),
-            ip_network("10.9.1.0/24"): KernelRoute("eth0", v6),
-            ip_network("10.9.2.0/24"): KernelRoute(VXLAN.device, None, own4, 1450),
-            ip_network("fd09::/64"): KernelRoute("eth0", v6, own6),
-            ip_network("fd09:1::/64"): KernelRoute(VXLAN.device, None, None, 1430),
+            to("10.9.0.0/24"): KernelRoute("eth0", v4, own4),
+            to("10.9.1.0/24"): KernelRoute("eth0", v6),
+            to("10.9.2.0/24"): KernelRoute(VXLAN.device, None, own4, 1450),
+            to("fd09::/64"): KernelRoute("eth0", v6, own6),
+            to("fd09:1::/64"): KernelRoute(VXLAN.device, None, None, 1430),
+            to("10.9.0.0/24", from_pods=True): KernelRoute(VXLAN.device, mtu=1400),
+            to("fd09::1/128", from_pods=True): KernelRoute(VXLAN.device, mtu=1400),
         }
         assert await netlink.routes.apply(wanted, []) == {}
         assert await netlink.routes.dump() == wanted
@@ -166,20 +201,25 @@ def test_every_kind_of_route_is_read_back_as_it_was_written() -> None:
         swapped = {p: r for p, r in swapped.items() if r.source is None}
         assert await netlink.routes.apply(swapped, []) == {}
         assert await netlink.routes.dump() == {**wanted, **swapped}
+        for key in tuple(wanted):
+            assert await netlink.routes.apply({}, [key]) == {}
+            del wanted[key]
+            swapped.pop(key, None)
+            assert await netlink.routes.dump() == {**wanted, **swapped}
 
     in_namespace(body)
 
 
 def test_each_route_that_fails_says_why_and_the_others_are_there() -> None:
     async def body(netlink: Netlink) -> None:
-        good = {p: KernelRoute("eth0") for p in prefixes("10.8.0.0/16", 24, 150)}
+        good = {p: KernelRoute("eth0") for p in routes_within("10.8.0.0/16", 24, 150)}
         bad = {
-            ip_network("10.9.0.0/24"): KernelRoute("eth0", ip_address("192.0.2.1")),
-            ip_network("10.9.1.0/24"): KernelRoute("away"),
-            ip_network("fd09::/64"): KernelRoute("eth0", ip_address("2001:db8::1")),
-            ip_network("fd0a::/64"): KernelRoute("eth0", ip_address("172.30.1.9")),
+            to("10.9.0.0/24"): KernelRoute("eth0", ip_address("192.0.2.1")),
+            to("10.9.1.0/24"): KernelRoute("away"),
+            to("fd09::/64"): KernelRoute("eth0", ip_address("2001:db8::1")),
+            to("fd0a::/64"): KernelRoute("eth0", ip_address("172.30.1.9")),
         }
-        absent = [ip_network("10.7.0.0/24"), ip_network("fd07::/64")]
+        absent = [to("10.7.0.0/24"), to("fd07::/64")]
         failed = await netlink.routes.apply({**good, **bad}, absent)
         assert {str(prefix): str(error) for prefix, error in failed.items()} == {
             "10.9.0.0/24": "[Errno 101] node 192.0.2.1 is not on the segment of eth0, so"
@@ -213,8 +253,9 @@ def test_removing_everything_leaves_what_others_have() -> None:
         before = [sh(query) for query in queries]
 
         await netlink.ensure_tunnel_device(1450, VXLAN)
-        await netlink.ensure_rule()
-        ours = {ip_network(p): KernelRoute(VXLAN.device) for p in ("10.9.0.0/24", "fd09::/64")}
+        await netlink.ensure_rules([ip_network("10.1.1.0/24")])
+        keys = [to("10.9.0.0/24"), to("fd09::/64"), to("172.30.2.1", from_pods=True)]
+        ours = dict.fromkeys(keys, KernelRoute(VXLAN.device))
         assert await netlink.routes.apply(ours, []) == {}
         assert await netlink.routes.dump() == ours
         assert [sh(query) for query in queries] != before
@@ -237,7 +278,9 @@ def test_the_underlay_is_the_device_of_the_nodes_address_or_of_the_default_route
         cidrs = (ip_network("10.1.1.0/24"), ip_network("fd00:10::/64"))
         facts = await netlink.facts(node_ips=[ip_address("fd00:30::1")], pod_cidrs=cidrs)
         assert (facts.underlay, facts.mtu) == ("eth0", 1400)
-        assert (facts.source(4), facts.source(6)) == (ip_address("10.1.1.1"), None)
+        node_ip = ip_address("fd00:30::1")
+        assert (facts.pod_source(4), facts.pod_source(6)) == (ip_address("10.1.1.1"), None)
+        assert (facts.source(4), facts.source(6)) == (ip_address("10.1.1.1"), node_ip)
         sh("ip route add default via 172.30.0.1")
         assert (await netlink.facts()).underlay == "eth0"
 

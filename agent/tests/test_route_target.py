@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import Awaitable, Callable, Collection
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.kernel.facts import Facts
@@ -16,10 +18,10 @@ from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.routes import RouteSocket
 from agent.kernel.tunnel import Tunnel
-from agent.rows import Route, Routing
+from agent.rows import Route, RouteKey, Routing
 from agent.targets.routes import RouteTarget, kernel_route
 from agent.tests.netns import in_namespace, sh
-from clustermesh.model import ClusterName, IPNetwork
+from clustermesh.model import ClusterName
 from clustermesh.state import Reconciler, Table
 
 FACTS = Facts(
@@ -35,16 +37,20 @@ FACTS = Facts(
 
 VXLAN = Tunnel()
 
+PODS = FACTS.pod_cidrs
+
 WITHIN = 20.0
 """Seconds: far more than it takes on a busy machine, far less than between two comparisons."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 
-def show(prefix: str, node_ip: str, routing: Routing, facts: Facts = FACTS) -> str:
+def show(
+    prefix: str, node_ip: str, routing: Routing, facts: Facts = FACTS, *, from_pods: bool = False
+) -> str:
     """A route, as `ip route` would print it."""
     row = Route(ClusterName("west"), "node1", ip_address(node_ip), routing)
-    route = kernel_route(ip_network(prefix), row, VXLAN, facts)
+    route = kernel_route(RouteKey(ip_network(prefix), from_pods), row, VXLAN, facts)
     assert route is not None
     words = {"via": route.gateway, "dev": route.device, "src": route.source, "mtu": route.mtu}
     return " ".join(f"{word} {value}" for word, value in words.items() if value is not None)
@@ -63,6 +69,21 @@ def test_a_source_is_preferred_only_where_the_node_has_one_of_that_family() -> N
     assert show("fd00:10:2:1::/64", "172.30.2.1", Routing.TUNNEL) == "dev cm_vxlan mtu 1450"
 
 
+def test_without_an_address_among_its_pods_a_node_calls_from_its_own() -> None:
+    """And not from whichever of its addresses the kernel comes upon first."""
+    own = (ip_address("172.30.1.1"), ip_address("198.51.100.1"))
+    facts = msgspec.structs.replace(FACTS, addresses=FACTS.addresses[:2], node_ips=own)
+    assert show("10.2.1.0/24", "172.30.2.1", Routing.TUNNEL, facts) == (
+        "dev cm_vxlan src 172.30.1.1 mtu 1450"
+    )
+
+
+def test_what_pods_send_to_a_node_has_a_source_already() -> None:
+    assert show("172.30.2.1", "172.30.2.1", Routing.TUNNEL, from_pods=True) == (
+        "dev cm_vxlan mtu 1450"
+    )
+
+
 def test_a_direct_route_goes_by_the_device_whose_segment_the_node_is_on() -> None:
     assert show("10.2.1.0/24", "172.30.2.1", Routing.DIRECT) == (
         "via 172.30.2.1 dev eth0 src 10.1.1.1"
@@ -75,7 +96,7 @@ def test_a_direct_route_goes_by_the_device_whose_segment_the_node_is_on() -> Non
     )
 
 
-async def nothing(prefixes: Collection[IPNetwork]) -> None:
+async def nothing(keys: Collection[RouteKey]) -> None:
     """Have no route wait for anything."""
 
 
@@ -86,9 +107,9 @@ class Kept:
         self.netlink = netlink
         self.comparisons = 0
         self.looker = RouteSocket()  # one of its own: a socket serves one call at a time
-        self.table: Table[IPNetwork, KernelRoute] = Table("routes")
+        self.table: Table[RouteKey, KernelRoute] = Table("routes")
         self.writer = self.table.writer("test")
-        self.reconciler: Reconciler[IPNetwork, KernelRoute, KernelRoute] = Reconciler(
+        self.reconciler: Reconciler[RouteKey, KernelRoute, KernelRoute] = Reconciler(
             self.table, target, lambda _, route: route
         )
 
@@ -101,13 +122,13 @@ class Kept:
 
 
 def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUNNEL) -> None:
-    """Run `body` in a fresh namespace, with a reconciler that keeps four routes there."""
+    """Run `body` in a fresh namespace, with a reconciler that keeps eight routes there."""
 
     async def main(netlink: Netlink) -> None:
         async def prepare() -> None:
             keeper.comparisons += 1
             await netlink.ensure_tunnel_device(1450, VXLAN)
-            await netlink.ensure_rule()
+            await netlink.ensure_rules(PODS)
 
         keeper = Kept(netlink, RouteTarget(netlink, VXLAN, prepare, nothing))
         facts = await netlink.facts(node_ips=[ip_address("172.30.1.1")])
@@ -116,10 +137,10 @@ def kept(body: Callable[[Kept], Awaitable[None]], routing: Routing = Routing.TUN
             *(("fd00:10:2:1::/64", "fd00:30::2:1"), ("fd00:10:2:2::/64", "fd00:30::2:2")),
         ):
             row = Route(ClusterName("west"), "node", ip_address(node_ip), routing)
-            network = ip_network(prefix)
-            wanted = kernel_route(network, row, VXLAN, facts)
-            assert wanted is not None
-            keeper.writer.put(network, wanted)
+            for key in (RouteKey(ip_network(prefix)), RouteKey(ip_network(node_ip), True)):
+                wanted = kernel_route(key, row, VXLAN, facts)
+                assert wanted is not None
+                keeper.writer.put(key, wanted)
         keeper.writer.list_done()
         with contextlib.closing(keeper.looker):
             async with asyncio.TaskGroup() as tasks:
@@ -141,6 +162,9 @@ def test_a_route_that_somebody_deletes_or_changes_is_put_back(routing: Routing) 
         await keeper.put_back()
         sh("ip route flush table 1995")
         sh("ip -6 route flush table 1995")
+        await keeper.put_back()
+        sh("ip route flush table 1996")
+        sh("ip -6 route del fd00:30::2:1 table 1996")
         await keeper.put_back()
         sh("ip route replace 10.2.1.0/24 dev wire table 1995 proto 195 metric 1995")
         await keeper.put_back()
@@ -164,10 +188,10 @@ def test_a_device_that_is_removed_or_taken_down_is_put_back_with_its_routes() ->
 @pytest.mark.kernel
 def test_a_rule_that_somebody_deletes_is_put_back() -> None:
     async def body(keeper: Kept) -> None:
-        for family in ("-4", "-6"):
-            sh(f"ip {family} rule del priority 195")
+        for family, table in itertools.product(("-4", "-6"), ("1995", "1996")):
+            sh(f"ip {family} rule del priority 195 table {table}")
             async with asyncio.timeout(WITHIN):
-                while "1995" not in sh(f"ip {family} rule"):  # noqa: ASYNC110 - kernel: polled
+                while table not in sh(f"ip {family} rule"):  # noqa: ASYNC110 - kernel: polled
                     await asyncio.sleep(0.01)
 
     kept(body)
@@ -177,16 +201,16 @@ def test_a_rule_that_somebody_deletes_is_put_back() -> None:
 @pytest.mark.kernel
 def test_what_is_taken_away_just_after_it_was_made_ready_is_made_ready_again() -> None:
     async def body(netlink: Netlink) -> None:
-        spoilers = ["ip -6 rule del priority 195", f"ip link del {VXLAN.device}"]
+        spoilers = ["ip -6 rule del priority 195 table 1996", f"ip link del {VXLAN.device}"]
 
         async def prepare() -> None:
             await netlink.ensure_tunnel_device(1450, VXLAN)
-            await netlink.ensure_rule()
+            await netlink.ensure_rules(PODS)
             if spoilers:
                 sh(spoilers.pop())
 
         assert await RouteTarget(netlink, VXLAN, prepare, nothing).actual() == {}
-        assert "1995" in sh("ip -6 rule")
+        assert "1996" in sh("ip -6 rule")
         sh(f"ip link show {VXLAN.device}")
         assert not spoilers
 
@@ -229,23 +253,24 @@ def test_own_writes_and_other_tables_are_not_drift() -> None:
         async def tell() -> None:
             async for keys in target.drift():
                 heard.append(keys)
-                if keys == {ip_network("10.99.0.0/24")}:
+                if keys == last:
                     return
 
         heard: list[Any] = []
+        last = {RouteKey(ip_network("10.99.0.0/24"))}
         target = RouteTarget(netlink, VXLAN, prepare, nothing)
         assert await target.actual() == {}
         listener = asyncio.create_task(tell(), name="drift")
         await asyncio.sleep(0)
-        routes = {ip_network("10.3.0.0/24"): KernelRoute(VXLAN.device)}
+        routes = {RouteKey(ip_network("10.3.0.0/24")): KernelRoute(VXLAN.device)}
         assert await target.apply(routes, []) == {}
         assert await target.apply({}, routes) == {}
         sh("ip route add 10.60.0.0/24 dev eth0")
-        sh("ip route add 10.60.0.0/24 dev eth0 table 1996")
+        sh("ip route add 10.60.0.0/24 dev eth0 table 1997")
         sh("ip route add 10.99.0.0/24 dev eth0 table 1995")  # the end of what is to be heard
         async with asyncio.timeout(WITHIN):
             await listener
-        assert heard == [{ip_network("10.99.0.0/24")}]
+        assert heard == [last]
 
     in_namespace(body)
 

@@ -12,9 +12,9 @@ from itertools import islice
 import pytest
 
 from agent.kernel.nftables import NFT_TABLE, Nftables
+from agent.rows import RouteKey
 from agent.targets.sources import Kept, SourceTarget
 from agent.tests.netns import in_namespace, sh
-from clustermesh.model import IPNetwork
 from clustermesh.state import Reconciler, Table
 
 pytestmark = [
@@ -29,8 +29,13 @@ WITHIN = 20.0  # seconds
 PREFIXES = ("10.2.1.0/24", "10.2.2.7/32", "10.2.0.0/16", "fd00:10:2:1::/64")
 
 
-def networks(*texts: str) -> frozenset[IPNetwork]:
-    return frozenset(map(ip_network, texts))
+NODES = ("172.30.2.1/32", "fd00:30::2/128")
+PODS = (ip_network("10.1.1.0/24"), ip_network("fd00:10:1:1::/64"))
+
+
+def networks(*texts: str) -> frozenset[RouteKey]:
+    """Where routes lead, for pods only if it is one of the nodes."""
+    return frozenset(RouteKey(ip_network(text), text in NODES) for text in texts)
 
 
 def ruleset() -> list[str]:
@@ -50,6 +55,26 @@ def test_prefixes_of_any_length_and_family_stand_beside_each_other() -> None:
         await nftables.apply((), networks("10.2.1.0/24", "10.9.9.0/24", "10.9.0.0/20"))
         assert await nftables.prepare() == networks(*PREFIXES) - networks("10.2.1.0/24")
         assert "pods4-24" not in sh("nft list ruleset"), "a set that is empty goes"
+
+    with_nftables(body)
+
+
+def test_nodes_are_exempt_for_our_pods_alone_and_their_networks_are_followed() -> None:
+    async def body(nftables: Nftables) -> None:
+        await nftables.prepare(PODS)
+        await nftables.apply(networks(*PREFIXES, *NODES), ())
+        said = sh(f"nft list table inet {NFT_TABLE}").splitlines()
+        assert [line.partition(" snat ")[0].strip() for line in said if "@nodes" in line] == [
+            "ip saddr 10.1.1.0/24 ip daddr @nodes4-32",
+            "ip daddr 10.1.1.0/24 ip saddr @nodes4-32",
+            "ip6 saddr fd00:10:1:1::/64 ip6 daddr @nodes6-128",
+            "ip6 daddr fd00:10:1:1::/64 ip6 saddr @nodes6-128",
+        ]
+        other = (ip_network("10.1.7.0/24"),)
+        assert await nftables.prepare(other) == networks(*PREFIXES, *NODES)
+        listed = sh(f"nft list table inet {NFT_TABLE}")
+        assert "10.1.7.0/24" in listed
+        assert "10.1.1.0/24" not in listed
 
     with_nftables(body)
 
@@ -86,15 +111,15 @@ def test_a_table_that_another_release_made_is_replaced() -> None:
 
 def test_what_others_take_away_is_put_back_and_our_own_writing_is_not_drift() -> None:
     async def body(nftables: Nftables) -> None:
-        table: Table[IPNetwork, Kept] = Table("routes")
+        table: Table[RouteKey, Kept] = Table("routes")
         writer = table.writer("test")
-        reconciler: Reconciler[IPNetwork, Kept, Kept] = Reconciler(
-            table, SourceTarget(nftables), lambda _, row: row
+        reconciler: Reconciler[RouteKey, Kept, Kept] = Reconciler(
+            table, SourceTarget(nftables, lambda: PODS), lambda _, row: row
         )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(reconciler.run(), name="reconciler")
-            for text in PREFIXES:
-                writer.put(ip_network(text), True)
+            for key in networks(*PREFIXES, *NODES):
+                writer.put(key, True)
             writer.list_done()
             await reconciler.synced.wait()
             for command in (
@@ -107,7 +132,7 @@ def test_what_others_take_away_is_put_back_and_our_own_writing_is_not_drift() ->
                 async with asyncio.timeout(WITHIN):
                     while ruleset() != before:  # noqa: ASYNC110 - kernel: polled
                         await asyncio.sleep(0.01)
-            assert reconciler.repairs == len(PREFIXES) + 1
+            assert reconciler.repairs == len(PREFIXES) + len(NODES) + 1
             running.cancel()
 
     with_nftables(body)
@@ -115,7 +140,7 @@ def test_what_others_take_away_is_put_back_and_our_own_writing_is_not_drift() ->
 
 def test_who_waits_goes_on_when_the_prefixes_are_there() -> None:
     async def body(nftables: Nftables) -> None:
-        target = SourceTarget(nftables)
+        target = SourceTarget(nftables, lambda: PODS)
         await target.wait_for(networks(*PREFIXES))  # not before it is known that this works
         await target.actual()
         async with asyncio.TaskGroup() as tasks:
@@ -131,7 +156,7 @@ def test_who_waits_goes_on_when_the_prefixes_are_there() -> None:
 
 def test_nobody_waits_for_what_cannot_be_had() -> None:
     async def body(nftables: Nftables) -> None:
-        target = SourceTarget(nftables)
+        target = SourceTarget(nftables, lambda: PODS)
         await target.actual()
         await target.apply(dict.fromkeys(networks("10.2.1.0/24"), True), ())
         async with asyncio.TaskGroup() as tasks:
@@ -157,9 +182,8 @@ def test_without_nft_the_cause_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_50_000_prefixes_are_added_and_deleted() -> None:
     async def body(nftables: Nftables) -> None:
-        wanted: frozenset[IPNetwork] = frozenset(
-            islice(IPv4Network("20.0.0.0/8").subnets(new_prefix=26), 50_000)
-        )
+        subnets = IPv4Network("20.0.0.0/8").subnets(new_prefix=26)
+        wanted = frozenset(map(RouteKey, islice(subnets, 50_000)))
         await nftables.prepare()
         await nftables.apply(wanted, ())
         assert await nftables.prepare() == wanted

@@ -13,6 +13,7 @@ from typing import Final
 from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.tunnel import Tunnel
+from agent.rows import RouteKey
 from clustermesh.model import IPNetwork
 from clustermesh.sandbox.namespace import run_in_new
 
@@ -60,7 +61,7 @@ async def _measure(name: str, count: int) -> tuple[float, float]:
     async with Netlink.open() as netlink:
         await netlink.ensure_tunnel_device(1450, tunnel)
         prefixes: Iterable[IPNetwork] = islice(ip_network(within).subnets(new_prefix=length), count)
-        wanted = dict.fromkeys(prefixes, KernelRoute(tunnel.device, mtu=1450))
+        wanted = dict.fromkeys(map(RouteKey, prefixes), KernelRoute(tunnel.device, mtu=1450))
         started = time.monotonic()
         failed = await netlink.routes.apply(wanted, [])
         added = time.monotonic() - started
