@@ -70,7 +70,10 @@ def test_installing_says_what_comes_next_and_keeps_name_and_id(contexts: Context
     said = contexts.install("east", 1)
     assert (said.code, said.err) == (0, "")
     assert "clustermesh connect --context" in said.out
-    assert contexts.install("east", 1).code == 0
+    assert "send each other UDP, to the ports 8472 (vxlan), 4240 (probes)." in said.out
+    said = contexts.install("east", 1, "--set=encryption.enabled=true")
+    assert said.code == 0
+    assert "UDP, to the ports 51871-51874 (WireGuard), 4240 (probes)." in said.out
     said = contexts.install("east", 2)
     assert said.code == 1
     assert "this cluster is east with id 1, and stays so" in said.err
