@@ -219,7 +219,7 @@ class Kube:
                             said.setdefault(message.data[0], bytearray()).extend(message.data[1:])
             except aiohttp.WSServerHandshakeError as error:
                 # Its body, which says why, is not to be had.
-                reason = _NOT_RUN.get(error.status, "it cannot be run there")
+                reason = _NOT_RUN.get(error.status, "the container or its kubelet does not run")
                 body = msgspec.json.encode({"message": reason, "code": error.status})
                 raise self._refusal(what, body, error.status) from None
             except TimeoutError:

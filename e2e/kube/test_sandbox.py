@@ -97,6 +97,13 @@ def test_clusters_are_parted_and_joined_by_the_commands_for_kubernetes(
     mesh.wait_for_backends("echo", cluster1=4, cluster2=4)
 
 
+def test_where_nothing_is_encrypted_no_key_is_changed(mesh: Mesh) -> None:
+    in_control = ("sandbox", "exec", "--name", mesh.name, "cluster1/control", "--")
+    rotate = ("clustermesh", "encryption", "rotate", "--context=cluster1")
+    said = cli(*in_control, *rotate, code=1)
+    assert said.startswith("error: cluster1: node1 does not encrypt\n")
+
+
 def test_every_agent_writes_the_mesh_node_of_its_own_node(mesh: Mesh) -> None:
     """By the token of its pod: the chart's policy lets it write no other."""
     in_control = ("sandbox", "exec", "--name", mesh.name, "cluster1/control", "--")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clustermesh.errors import UserError
+from clustermesh.kube import Kube
 from clustermesh.status import DaemonStatus
 
 from .connect import opened
 from .options import run
-from .pods import ask_all, find_agents, rotate_key
+from .pods import Answer, Pod, ask_all, find_agents, rotate_key
 
 
 def statuses_of(
@@ -43,24 +44,28 @@ def rotate_all(
         timeout: seconds to wait for each new key.
 
     Raises:
-        UserError: an agent does not run, and then nothing is changed; or a node does not get a new
-            key in time, and those after it keep theirs.
+        UserError: an agent does not answer, or does not encrypt, and then nothing is changed; or a
+            node does not get a new key in time, and those after it keep theirs.
     """
 
     async def work() -> None:
         async with opened(kubeconfig, contexts) as kubes:
-            agents = [
-                (kube, context, pod)
-                for context, kube in kubes.items()
-                for pod in await find_agents(kube, context, namespace)
-            ]
-            for _, context, pod in agents:
-                if pod.obstacle:
-                    raise UserError(
-                        f"{context}: {pod.spec.node_name} has no running agent: {pod.obstacle}",
-                        hint="no key was changed",
-                    )
-            for kube, _, pod in agents:
+            found: list[tuple[Kube, Pod]] = []
+            for context, kube in kubes.items():
+                agents = await find_agents(kube, context, namespace)
+                for answer in await ask_all(kube, agents, "agent"):
+                    if obstacle := _obstacle(answer):
+                        text = f"{context}: {answer.pod.spec.node_name} {obstacle}"
+                        raise UserError(text, hint="no key was changed")
+                found += ((kube, pod) for pod in agents)
+            for kube, pod in found:
                 print(await rotate_key(kube, pod, timeout))
 
     run(work())
+
+
+def _obstacle(answer: Answer) -> str:
+    """Why a node cannot change its key; empty if it can."""
+    if answer.status is None:
+        return f"does not answer: {answer.failure}"
+    return "" if answer.status.encryption else "does not encrypt"
