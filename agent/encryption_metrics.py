@@ -41,3 +41,8 @@ class EncryptionMetrics(Collector):
             "How long ago this node made its key.",
             value=said.key_age,
         )
+        yield GaugeMetricFamily(
+            "clustermesh_encryption_key_changing",
+            "1 while this node changes its key: for longer than minutes if somebody is waited for.",
+            value=bool(said.waits_for),
+        )

@@ -272,33 +272,63 @@ def test_a_private_key_is_told_to_nobody(mesh: Mesh) -> None:
     ],
 )
 def test_a_peer_without_a_key_of_its_own_is_refused(mesh: Mesh, key: str, why: str) -> None:
-    """Whatever it publishes, its pods are sent nothing, and the other nodes' go on."""
+    """Whatever it publishes, its pods are sent nothing, and the other nodes' notice nothing."""
     sandbox = mesh.world.sandbox
     bad, good = sandbox.cluster("cluster2").nodes[1], sandbox.cluster("cluster2").nodes[0]
     ours = mesh.status("cluster1/node1")["encryption"]["public_key"]
     theirs = mesh.status(good.place)["encryption"]["public_key"]
     mesh.stop(bad.place)
-    with published(mesh, "cluster2", "node2", {"another's": theirs, "ours": ours}.get(key, key)):
-        eventually(
-            "it is refused",
-            lambda: (
-                why in mesh.troubles("cluster1/node1")
-                and not any(
-                    row["node"] == "node2" for row in mesh.table("cluster1/node1", "routes")
-                )
-            ),
-        )
-        with Capture(mesh) as capture:
+    with nothing_is_lost_or_seen(mesh):
+        with published(
+            mesh, "cluster2", "node2", {"another's": theirs, "ours": ours}.get(key, key)
+        ):
+            eventually(
+                "it is refused",
+                lambda: (
+                    why in mesh.troubles("cluster1/node1")
+                    and not any(
+                        row["node"] == "node2" for row in mesh.table("cluster1/node1", "routes")
+                    )
+                ),
+            )
             target = str(bad.pods[0].addresses.v4)
             done = mesh.attempt(CLIENT, "ping", "-n", "-c3", "-i0.05", "-W1", target)
             assert " 0 received" in done.stdout
-            report = mesh.call(CLIENT, "tcp", good.pods[0].addresses.v4, 8080)
-            assert report["pods"] == {good.pods[0].place: 1}
-        assert capture.plain == []
-    mesh.start(bad.place)
-    eventually("all is well again", lambda: is_well(mesh, "cluster1/node1"), timeout=60)
+        mesh.start(bad.place)
+        eventually("all is well again", lambda: is_well(mesh, "cluster1/node1"), timeout=60)
     report = mesh.call(CLIENT, "tcp", bad.pods[0].addresses.v4, 8080)
     assert report["pods"] == {bad.pods[0].place: 1}
+
+
+def test_an_endpoint_in_our_pod_network_is_refused_and_named(mesh: Mesh) -> None:
+    """What is sent to it would be sent into our own pods."""
+    stray = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "stray"},
+        "spec": {"podCIDRs": ["10.2.9.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.1.1.77"}]},
+    }
+    published = {
+        "apiVersion": "clustermesh.io/v1alpha1",
+        "kind": "MeshNode",
+        "metadata": {"name": "stray"},
+        "spec": {"wireguardPublicKey": "A" * 42 + "E="},
+    }
+    why = "10.1.1.77/32 of cluster2/stray is refused: overlaps 10.1.1.0/24 of cluster1/node1"
+    # To cluster2's own nodes the claims of its manifests come first: it cuts itself off.
+    mesh.apply("cluster2", stray, published)
+    try:
+        eventually("it is named", lambda: why in mesh.troubles("cluster1/node1"))
+        for table in ("peers", "routes"):
+            assert not [
+                row for row in mesh.table("cluster1/node1", table) if row["node"] == "stray"
+            ]
+    finally:
+        mesh.delete("cluster2", stray, published)
+    mesh.wait_until_well()
+    server = mesh.world.sandbox.cluster("cluster2").nodes[0].pods[0]
+    assert mesh.call(CLIENT, "tcp", server.addresses.v4, 8080)["pods"] == {server.place: 1}
 
 
 def test_a_peer_that_encrypts_is_sent_nothing_where_we_do_not(new_mesh: NewMesh) -> None:

@@ -157,9 +157,8 @@ def test_a_peer_that_is_refused_spoils_no_other(new_driver: NewDriver) -> None:
                 **bad,
             }
             failed = await driver.put_peers(DEVICE, ordered, [])
-            assert {k: error.errno for k, error in failed.items()} == dict.fromkeys(
-                short, errno.EINVAL
-            )
+            assert failed.keys() == set(short)
+            assert {error.errno for error in failed.values()} <= {errno.EINVAL, errno.ERANGE}
             found = await driver.read(DEVICE)
             assert {k: p.config for k, p in found.peers.items()} == wanted
             assert (await driver.put_peers(DEVICE, {}, [*short, *wanted])).keys() == set(short)

@@ -8,12 +8,25 @@ from functools import partial
 from types import ModuleType
 from typing import Final
 
-from . import calls, changes, encrypted, kubernetes, listing, memory, paths, report, routes, startup
+from . import (
+    calls,
+    changes,
+    encrypted,
+    kubernetes,
+    listing,
+    memory,
+    paths,
+    peers,
+    report,
+    routes,
+    startup,
+)
 
 _MEASUREMENTS: Final[dict[str, ModuleType]] = {
     "calls": calls,
     "paths": paths,
     "encrypted": encrypted,
+    "peers": peers,
     "routes": routes,
     "listing": listing,
     "changes": changes,

@@ -7,22 +7,18 @@ What encryption between clusters costs, with the kernel's WireGuard and with wir
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
 import sys
-import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from clustermesh.sandbox.cache import UnavailableError
-from e2e.vm import guest, uml
 
 from . import bare
 from .bed import bed
+from .guests import run_in_guest
 from .measurement import Bars, Goal, Measurement, Say, Table
 from .traffic import (
     PROTOCOLS,
@@ -36,7 +32,6 @@ from .traffic import (
     servers,
 )
 
-_SHARED: Final = Path(__file__).parents[1] / "failures" / "bench"  # the guest may write there
 _BARE: Final = 0.95
 """Of a bare link's throughput, at least."""
 
@@ -72,7 +67,7 @@ def measure(say: Say, *, quick: bool) -> Measurement:
     found, left_out = [_measure(lengths)], ""
     if not bare.has_wireguard():
         try:
-            found.insert(0, _measure_in_guest(lengths))
+            found.insert(0, _SAMPLES.decode(run_in_guest("encrypted", *lengths)))
         except UnavailableError as error:
             left_out = f"\nThe kernel's WireGuard was not measured: {error}\n"
     for samples in found:
@@ -145,18 +140,6 @@ def _measure(lengths: Lengths) -> Samples:
             rate = rates(sandbox, client.pods[0], addresses, lengths)
     driver = "kernel WireGuard" if has_kernel else "wireguard-go"
     return Samples(platform.release(), driver, latency, rate)  # type: ignore[arg-type]
-
-
-def _measure_in_guest(lengths: Lengths) -> Samples:
-    program = uml.make()
-    _SHARED.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=_SHARED) as directory:
-        file = Path(directory) / "samples.json"
-        command = [sys.executable, "-m", "e2e.bench.encrypted", str(file), *map(str, lengths)]
-        environment = {name: os.environ[name] for name in ("HOME", "PATH")}
-        if code := guest.run(partial(uml.command, program), command, _SHARED, environment):
-            raise subprocess.CalledProcessError(code, command)
-        return _SAMPLES.decode(file.read_bytes())
 
 
 if __name__ == "__main__":
