@@ -278,7 +278,7 @@ def test_a_peer_without_a_key_of_its_own_is_refused(mesh: Mesh, key: str, why: s
     ours = mesh.status("cluster1/node1")["encryption"]["public_key"]
     theirs = mesh.status(good.place)["encryption"]["public_key"]
     mesh.stop(bad.place)
-    with nothing_is_lost_or_seen(mesh):
+    with Capture(mesh) as capture, Ping(mesh, CLIENT, good.pods[0].addresses.v4) as others:
         with published(
             mesh, "cluster2", "node2", {"another's": theirs, "ours": ours}.get(key, key)
         ):
@@ -296,6 +296,7 @@ def test_a_peer_without_a_key_of_its_own_is_refused(mesh: Mesh, key: str, why: s
             assert " 0 received" in done.stdout
         mesh.start(bad.place)
         eventually("all is well again", lambda: is_well(mesh, "cluster1/node1"), timeout=60)
+    assert (capture.plain, others.lost()) == ([], [])
     report = mesh.call(CLIENT, "tcp", bad.pods[0].addresses.v4, 8080)
     assert report["pods"] == {bad.pods[0].place: 1}
 
