@@ -151,12 +151,12 @@ def test_a_peer_behind_a_nat_is_answered_where_it_comes_from(mesh: Mesh) -> None
         (row,) = (r for r in mesh.table(other, "peers") if r["node"] == "node1")
         return str(row["endpoint"]).rpartition(":")[2]
 
-    def is_learned() -> bool:
+    def is_learned(port: str) -> bool:
         report = mesh.call(f"{behind}/pod1", "tcp", pod.addresses.v4, 8080)
         assert report["pods"] == {pod.place: 1}
-        return endpoint() == "40000"
+        return endpoint() == port
 
-    eventually("its endpoint is learned", is_learned, timeout=40)
+    eventually("its endpoint is learned", lambda: is_learned("40000"), timeout=40)
     mesh.stop(other)
     (agent,) = mesh.parts(other)
     agent.start()
@@ -164,6 +164,7 @@ def test_a_peer_behind_a_nat_is_answered_where_it_comes_from(mesh: Mesh) -> None
     eventually("its endpoint is known again", lambda: endpoint() == "40000")
     assert mesh.call(f"{other}/pod1", "tcp", mesh.node(behind).pods[0].addresses.v4, 8080)["pods"]
     mesh.start(behind)
+    eventually("it is where it was before", lambda: is_learned("51871"), timeout=40)
 
 
 def test_what_comes_in_plain_text_is_dropped(mesh: Mesh) -> None:
