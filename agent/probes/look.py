@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.kernel.udp import HEADERS
-from agent.rules.causes import Cause, Observed, Word, cause
+from agent.rules.causes import Cause, Observed, Way, Word, cause
 from agent.rules.probes import PathKey, Probe
 
 from .echo import Echo
@@ -73,6 +73,9 @@ class _Looking:
         self._path = path
         self._verdict = verdict
         self._address = path.address
+        self._carrier = self._here.carrier(key)
+        is_wrapped = self._carrier.way is Way.UDP
+        self._node_ip = path.outside if is_wrapped else path.node_ip
         self._small = SMALL + HEADERS[key.version]
         self._began = asyncio.get_running_loop().time()
         self._asked = 0
@@ -83,8 +86,8 @@ class _Looking:
         observed = Observed(
             address=self._address,
             source=self._prober.source,
-            node_ip=self._path.node_ip,
-            carrier=self._here.carrier(self._key),
+            node_ip=self._node_ip,
+            carrier=self._carrier,
             lookup=await self._here.lookup(self._prober.source, self._address),
         )
         question, small = await self._ask_patiently(self._small)
@@ -129,7 +132,7 @@ class _Looking:
 
     async def _investigate(self, observed: Observed, lost: Message, reply: Reply) -> Observed:
         """Find out more, after the question `lost` was."""
-        here, node_ip = self._here, self._path.node_ip
+        here, node_ip = self._here, self._node_ip
         filtered, dropped = here.dropped()
         direct = await self._ask_node(lost)
         heard = self._echo.heard(self._key, since=self._began)
@@ -152,7 +155,7 @@ class _Looking:
 
     async def _ask_node(self, lost: Message) -> Reply:
         """Ask at the node's own address whether `lost` arrived, and whatever else it knows."""
-        target = self._path.node_ip
+        target = self._node_ip
         source = self._here.node_ip(target.version) if target else None
         if target is None or source is None:
             return Reply()
@@ -165,14 +168,21 @@ class _Looking:
             return Reply()
 
     async def _ask_patiently(self, size: int) -> tuple[Message, Reply]:
-        """Ask until something arrives, a few times; with it the last question."""
+        """
+        Ask until something arrives, a few times; with it the last question.
+
+        Else what is known of why: of many that are lost, a router reports a few only.
+        """
+        known = Reply()
         for _ in range(_TRIES):
             question, reply = await self._ask(size)
             self._asked += 1
             self._answered += self._arrived(reply)
             if self._arrived(reply) or reply.error == errno.EMSGSIZE:
-                break
-        return question, reply
+                return question, reply
+            if reply.error and not known.reporter:
+                known = reply
+        return question, known
 
     async def _ask(self, size: int, *, is_short: bool = False) -> tuple[Message, Reply]:
         about_us = self._here.message(self._key, self._verdict)

@@ -17,6 +17,7 @@ from agent.rows import Cidr
 from clustermesh.model import ClusterName, IPAddress, Node
 
 from .cidrs import CidrKey
+from .routes import next_hop, tunnel_endpoint
 
 SAMPLE: Final = 1000
 """Nodes that are probed at most: of more, each node has a sample of its own, so that together they
@@ -39,6 +40,7 @@ class Probe(msgspec.Struct, frozen=True, gc=False):
 
     address: IPAddress | None = None  # of the node, in its pod CIDRs
     node_ip: IPAddress | None = None  # where it is reached without any of what is probed
+    outside: IPAddress | None = None  # that one of its addresses to which packets are wrapped
     public_key: str = ""  # WireGuard's, as it publishes it
     refused: str = ""  # why there is no such way, though there should be
     unprobed: str = ""  # why nothing is known of it
@@ -99,8 +101,10 @@ def _probes(
         elif holder is None:
             yield version, Probe(unprobed=f"its {address} is not in its pod CIDRs")
         else:
-            ips = sorted(found[holder].node_ips, key=lambda ip: ip.version != version)
-            yield version, Probe(address, next(iter(ips), None), node.wireguard_public_key)
+            claim = found[holder]
+            outside = tunnel_endpoint(claim)
+            node_ip = next_hop(claim, version) or outside
+            yield version, Probe(address, node_ip, outside, node.wireguard_public_key)
 
 
 def _why(claim: Cidr) -> str:

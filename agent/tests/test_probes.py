@@ -60,6 +60,21 @@ def test_a_node_is_probed_in_both_families_at_its_addresses_among_its_pods() -> 
     )
 
 
+def test_a_node_with_two_addresses_is_asked_where_its_packets_go() -> None:
+    """What is wrapped goes over IPv4; else it is of the version that it goes over."""
+    west = node(WEST, "10.2.0.0/24", "fd00:2::/64", health=("10.2.0.1", "fd00:2::1"))
+    ips = (ip_address("192.0.2.2"), ip_address("2001:db8::2"))
+    claims = {
+        CidrKey(cidr, WEST, west.name): Cidr(WEST, west.cluster_id, west.name, ips)
+        for cidr in west.pod_cidrs
+    }
+    found = probes([OWN, west], claims, EAST, OWN.name)
+    assert [(key.version, probe.node_ip, probe.outside) for key, probe in found.items()] == [
+        (4, ips[0], ips[0]),
+        (6, ips[1], ips[0]),
+    ]
+
+
 def test_there_is_no_way_of_a_family_that_one_end_does_not_have() -> None:
     four = node(WEST, "10.2.0.0/24", health=("10.2.0.1",))
     six = node(EAST, "fd00:1::/64")
