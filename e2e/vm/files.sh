@@ -10,5 +10,9 @@ mount --rbind / /mnt/root
 mount -o remount,bind,ro /mnt/root
 mount --bind "$shared" "/mnt/root$shared"
 /usr/lib/qemu/virtiofsd -f --socket-path=/mnt/files -o source=/mnt/root,cache=always,log_level=err &
-while [ ! -S /mnt/files ]; do sleep 0.1; done # it ends with the one connection that it gets
+server=$! # it ends with the one connection that it gets
+until [ -S /mnt/files ]; do
+	kill -0 $server 2>/dev/null || { echo "virtiofsd has ended" >&2; exit 1; }
+	sleep 0.1
+done
 exec "$@"
