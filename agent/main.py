@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 from clustermesh.daemon import Daemon, run
 from clustermesh.etcd import Etcd, read_config
 from clustermesh.follow import ClusterIds, Remotes
-from clustermesh.model import ClusterId, ClusterName, ObjectName
+from clustermesh.model import ClusterId, ClusterName, L4Address, ObjectName
 from clustermesh.state import Table, derive, derive_whole
 from clustermesh.status import Cluster, RemoteState, RowFailure
 
@@ -42,7 +42,7 @@ from .meshnode import keep_mesh_node
 from .node import BpfNode, Kernel, NoKernel
 from .own import OwnNode
 from .probes import Here, PathMetrics, Paths
-from .rows import Cidr, PeerKey
+from .rows import BackendState, Cidr, Frontend, PeerKey
 from .rules.cidrs import CidrKey, Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
 from .rules.keys import closed
@@ -168,7 +168,7 @@ def _derivations(
         derive(
             (read.services,),
             derived.frontends.writer("rule"),
-            partial(frontends, own=own, owner=owner),
+            partial(frontends, own=own, owner=owner, encrypts=settings.encrypts),
             context=(derived.cidrs,),
             waiting=derived.waiting,
         ),
@@ -205,6 +205,18 @@ async def _derive_lanes(read: Read, derived: Derived) -> None:
 
 def _all(table: Table[K, V]) -> Iterator[tuple[K, V]]:
     return ((key, row) for key in table.keys() for row in table.rows(key).values())
+
+
+def _unencrypted(table: Table[L4Address, Frontend]) -> Iterator[str]:
+    """Which services have backends that nothing leads to over WireGuard."""
+    for address, frontend in _all(table):
+        shut = [b for b in frontend.backends if b.state is BackendState.UNENCRYPTED]
+        if shut:
+            clusters = ", ".join(sorted({backend.cluster for backend in shut}))
+            yield (
+                f"service {frontend.service}: of {address}, {len(shut)} backends of {clusters} are"
+                " in no pod CIDR and no node that is routed, so they would be called in plain text"
+            )
 
 
 def _seen(node: Kernel, key: PeerKey) -> PeerState | None:
@@ -247,7 +259,8 @@ def _show(
         return [f"{address} is the address of {row.service}" for address, row in holders if row]
 
     def conflicts() -> list[str]:
-        return [f"service {key}: {cause}" for key, _ in waiting.items() for cause in lost(key)]
+        lost_ = [f"service {key}: {cause}" for key, _ in waiting.items() for cause in lost(key)]
+        return lost_ + ([*_unencrypted(derived.frontends)] if settings.encrypts else [])
 
     def unread() -> str | None:
         status = home.status()

@@ -26,6 +26,7 @@ class BackendState(enum.StrEnum):
 
     ACTIVE = "active"
     STANDBY = "standby"  # affinity prefers others while they last
+    UNENCRYPTED = "unencrypted"  # with encryption: no way to it that encrypts, so it is not used
 
 
 class Backend(msgspec.Struct, frozen=True, gc=False):

@@ -22,6 +22,7 @@ def frontends(
     *,
     own: ClusterName,
     owner: Callable[[IPAddress], Cidr | None],
+    encrypts: bool = False,
 ) -> Mapping[L4Address, Frontend]:
     """
     The frontends of the global service `key`, each with every backend of its IP family.
@@ -34,6 +35,7 @@ def frontends(
     Args:
         rows: the service as each cluster sees it.
         owner: whose an address is.
+        encrypts: another cluster's backend is used only if it is led to its node, over WireGuard.
     """
     local = rows.get(own)
     if local is None:
@@ -52,8 +54,13 @@ def frontends(
             }
             if address in found:  # a second name on the same port
                 backends |= {b.address: b.cluster for b in found[address].backends}
+            plain = {
+                backend
+                for backend, cluster in backends.items()
+                if encrypts and cluster != own and not _is_routed(owner(backend.ip))
+            }
             found[address] = Frontend(
-                key, local.affinity, tuple(_sorted(backends, own, local.affinity))
+                key, local.affinity, tuple(_sorted(backends, plain, own, local.affinity))
             )
     return found
 
@@ -70,14 +77,25 @@ def _may_serve(service: Service, owner: Cidr | None) -> bool:
     return owner is None or (owner.cluster == service.cluster and not owner.closed)
 
 
+def _is_routed(owner: Cidr | None) -> bool:
+    return owner is not None and not owner.unrouted
+
+
 def _sorted(
-    backends: Mapping[L4Address, ClusterName], own: ClusterName, affinity: Affinity
+    backends: Mapping[L4Address, ClusterName],
+    plain: Collection[L4Address],
+    own: ClusterName,
+    affinity: Affinity,
 ) -> Iterator[Backend]:
     """All backends by address; those that the affinity does not want now are on standby."""
-    wanted: Collection[L4Address] = backends
+    usable = {a: cluster for a, cluster in backends.items() if a not in plain}
+    wanted: Collection[L4Address] = usable
     if affinity is not Affinity.NONE:
         is_local = affinity is Affinity.LOCAL
-        wanted = {a for a, cluster in backends.items() if (cluster == own) is is_local} or backends
+        wanted = {a for a, cluster in usable.items() if (cluster == own) is is_local} or usable
     for address in sorted(backends, key=lambda a: (int(a.ip), a.port)):
-        state = BackendState.ACTIVE if address in wanted else BackendState.STANDBY
+        if address in plain:
+            state = BackendState.UNENCRYPTED
+        else:
+            state = BackendState.ACTIVE if address in wanted else BackendState.STANDBY
         yield Backend(address, backends[address], state)

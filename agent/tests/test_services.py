@@ -66,14 +66,18 @@ def nobody(_: IPAddress) -> Cidr | None:
 
 
 def merged(
-    *services: Service, owner: Callable[[IPAddress], Cidr | None] = nobody, own: str = "east"
+    *services: Service,
+    owner: Callable[[IPAddress], Cidr | None] = nobody,
+    own: str = "east",
+    encrypts: bool = False,
 ) -> str:
     """What the rule makes of `services`, as a person would print it."""
-    return show(frontends(WEB, rows(*services), own=ClusterName(own), owner=owner))
+    found = frontends(WEB, rows(*services), own=ClusterName(own), owner=owner, encrypts=encrypts)
+    return show(found)
 
 
 def show(found: Mapping[L4Address, Frontend]) -> str:
-    """One line for each frontend; backends on standby are in parentheses."""
+    """One line for each frontend; backends that are not used are in parentheses."""
     return "\n".join(
         "  ".join([_short(address), *map(_backend, frontend.backends)])
         for address, frontend in found.items()
@@ -223,6 +227,30 @@ def test_a_backend_at_an_address_of_another_cluster_is_not_used(owner: str, is_t
     shown = merged(east, west, owner=owned_by(owner, "10.2.0.7"))
     assert ("10.2.0.7:80 west" in shown) is is_there
     assert "10.1.0.7:80 east" in shown
+
+
+def unrouted(address: str) -> Callable[[IPAddress], Cidr | None]:
+    claim = Cidr(
+        ClusterName("west"), ClusterId(IDS["west"]), "node1", (), is_node=True, unrouted="NAT"
+    )
+    return lambda ip: claim if ip == ip_address(address) else None
+
+
+@pytest.mark.parametrize("affinity", ["none", "remote"])
+@pytest.mark.parametrize(
+    ("owner", "is_used"),
+    [(owned_by("west", "10.2.0.7"), True), (nobody, False), (unrouted("10.2.0.7"), False)],
+    ids=["a pod's", "nobody's", "a node's that is not routed"],
+)
+def test_with_encryption_a_backend_is_used_where_something_leads_to_its_node(
+    owner: Callable[[IPAddress], Cidr | None], is_used: bool, affinity: str
+) -> None:
+    east = service("east", ["10.1.0.7:80"], at=AT, affinity=affinity)
+    west = service("west", ["10.2.0.7:80"])
+    ours = "(10.1.0.7:80 east)" if is_used and affinity == "remote" else "10.1.0.7:80 east"
+    theirs = "10.2.0.7:80 west" if is_used else "(10.2.0.7:80 west)"
+    expected = f"10.101.0.1:80  {ours}  {theirs}"
+    assert merged(east, west, owner=owner, encrypts=True) == expected
 
 
 def test_a_peer_cannot_take_the_address_of_our_own_pod() -> None:
