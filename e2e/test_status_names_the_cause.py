@@ -19,6 +19,7 @@ import pytest
 
 from clustermesh.sandbox.model import Networks
 
+from .capture import Capture
 from .conftest import NewMesh
 from .faults import (
     NETWORK,
@@ -208,14 +209,16 @@ def test_a_source_address_that_is_masqueraded(mesh: Mesh) -> None:
     eventually("pods are seen", lambda: seen(mesh, ONE, TWO) == {"10.1.1.11"})
 
 
-def test_a_masqueraded_source_is_not_let_back_in_plain_text(encrypted: Mesh) -> None:
-    """So nothing gets through, unlike without encryption."""
+def test_what_a_masqueraded_source_is_answered_is_encrypted_too(encrypted: Mesh) -> None:
     expected = causes(ONE, TWO, "what we send from 10.1.1.1 arrives from 172.30.1.1", versions=[4])
     masquerade = nft_rules(
         encrypted, ONE, "nat hook postrouting priority -1", "oifname cm_wg00 masquerade"
     )
-    with broken(encrypted, expected, masquerade):
-        pass
+    with Capture(encrypted) as capture, masquerade:
+        eventually("pods are masqueraded", lambda: seen(encrypted, ONE, TWO) == {"172.30.1.1"})
+        eventually("it is named", partial(are_named, encrypted, expected), NAMED_WITHIN)
+    assert capture.plain == []
+    eventually("all is well again", partial(are_named, encrypted, {}), NAMED_WITHIN)
 
 
 def test_a_route_that_is_missing(mesh: Mesh) -> None:

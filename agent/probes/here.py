@@ -15,7 +15,7 @@ from agent.rules.causes import Carrier, Lookup, Way
 from agent.rules.probes import PathKey
 from agent.settings import AgentSettings
 from clustermesh.model import IPAddress, Node
-from clustermesh.state import Table
+from clustermesh.state import Index, Table
 
 from .messages import Message
 from .recent import Recent, rp_filtered, strict_devices
@@ -38,7 +38,7 @@ class Here:
         self._kernel = kernel
         self._own = own
         self._nodes = nodes
-        self._peers = peers
+        self._peers = Index("peers by node", peers, lambda _, row: [(row.cluster, row.node)])
         self._recent = Recent(self._counters, lambda: asyncio.get_running_loop().time())
 
     @property
@@ -108,9 +108,8 @@ class Here:
 
     def _ports(self, key: PathKey) -> list[str]:
         """Where the other end receives what is encrypted."""
-        rows = (self._peers.first(peer) for peer in tuple(self._peers.keys()))
-        found = {r.endpoint.port for r in rows if r and (r.cluster, r.node) == key[:2]}
-        return [str(port) for port in sorted(found)]
+        rows = self._peers.rows((key.cluster, key.node)).values()
+        return [str(port) for port in sorted({row.endpoint.port for row in rows})]
 
     def _node_ips(self) -> list[IPAddress]:
         """The InternalIPs of this node that are there."""

@@ -16,6 +16,7 @@ from agent.rules.probes import PathKey, Probe
 from .echo import Echo
 from .here import Here
 from .messages import SMALL, Message, new_token, word
+from .pace import Pace
 from .prober import Prober, Reply
 
 _TRIES: Final = 3  # before something counts as lost: a packet may be
@@ -31,6 +32,7 @@ class Tools(NamedTuple):
     here: Here
     echo: Echo
     port: int  # where agents answer
+    pace: Pace  # of all questions of this node
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -47,6 +49,8 @@ class Look(msgspec.Struct, frozen=True):
 async def look_at(tools: Tools, key: PathKey, path: Probe, verdict: str) -> Look:
     """
     Look at the way `key`, which can be probed from here.
+
+    The turn to ask the first question has been waited for.
 
     Args:
         verdict: of the last look; the other end is told.
@@ -67,7 +71,7 @@ class _Looking:
         self, tools: Tools, prober: Prober, key: PathKey, path: Probe, verdict: str
     ) -> None:
         assert path.address is not None
-        self._here, self._echo, self._port = tools
+        self._here, self._echo, self._port, self._pace = tools
         self._prober = prober
         self._key = key
         self._path = path
@@ -78,6 +82,7 @@ class _Looking:
         self._node_ip = path.outside if is_wrapped else path.node_ip
         self._small = SMALL + HEADERS[key.version]
         self._began = asyncio.get_running_loop().time()
+        self._has_turn = True
         self._asked = 0
         self._answered = 0
 
@@ -163,6 +168,7 @@ class _Looking:
         size = SMALL + HEADERS[target.version]
         try:
             with Prober(source, self._port) as prober:
+                await self._turn()
                 return await prober.ask(question, target, size, _TIMEOUT)
         except OSError:
             return Reply()
@@ -185,9 +191,15 @@ class _Looking:
         return question, known
 
     async def _ask(self, size: int, *, is_short: bool = False) -> tuple[Message, Reply]:
+        await self._turn()
         about_us = self._here.message(self._key, self._verdict)
         question = replace(about_us, token=new_token(), is_short=is_short)
         return question, await self._prober.ask(question, self._address, size, _TIMEOUT)
+
+    async def _turn(self) -> None:
+        if not self._has_turn:
+            await self._pace.turn()
+        self._has_turn = False
 
     def _arrived(self, reply: Reply) -> bool:
         return reply.answer is not None or reply.is_refused_by(self._address)

@@ -1,14 +1,22 @@
-"""All ways to the nodes of other clusters: each is looked at again and again, and shown."""
+"""
+All ways to the nodes of other clusters: each is looked at again and again, and shown.
+
+Whatever there is to ask waits for its turn, and a way is looked at next when all that is under way
+leaves one over. So a node asks no more than it may in a second, however many ways there are and
+however many of them fail; and no look waits for long once it has begun.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from heapq import heappop, heappush
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -21,13 +29,17 @@ from .echo import Echo
 from .here import Here
 from .look import Look, Tools, look_at
 from .messages import Message
+from .pace import Pace
 
 _EVERY: Final = 5.0  # seconds between two looks at a way
-_PER_SECOND: Final = 100  # looks at all ways together: of more ways each is looked at less often
 _FAILING_EVERY: Final = 1.0  # seconds: so that what is mended is soon seen to be
+_PER_SECOND: Final = 200  # questions, about all ways together: of many each is looked at less often
 _ADDRESSES_EVERY: Final = 1.0
 _GRACE: Final = 30.0  # seconds in which an address to probe may yet be published or found
 _HISTORY: Final = 20  # looks that the loss is told of
+
+
+LookAt: TypeAlias = Callable[[Tools, PathKey, Probe, str], Awaitable[Look]]
 
 
 class Probed(msgspec.Struct, frozen=True, gc=False):
@@ -57,7 +69,9 @@ class Probed(msgspec.Struct, frozen=True, gc=False):
 class Paths:
     """Every way, and how it is."""
 
-    def __init__(self, here: Here, wanted: Table[PathKey, Probe], port: int) -> None:
+    def __init__(
+        self, here: Here, wanted: Table[PathKey, Probe], port: int, look: LookAt = look_at
+    ) -> None:
         """
         Args:
             wanted: the ways that there are.
@@ -68,21 +82,29 @@ class Paths:
         self._here = here
         self._wanted = wanted
         self._port = port
+        self._look_at = look
         self._echo = Echo(port, self._about_us)
-        self._tools = Tools(here, self._echo, port)
+        self._pace = Pace(_PER_SECOND)
+        self._tools = Tools(here, self._echo, port, self._pace)
+        self._histories: dict[PathKey, deque[Look]] = {}
         self._looking: set[PathKey] = set()
+        self._due: dict[PathKey, float] = {}  # when each is looked at next, in the time of the loop
+        self._queue: list[tuple[float, PathKey]] = []  # the same as a heap, with some of before
+        self._queued = asyncio.Event()
 
     async def run(self) -> None:
         """Look until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_wanted(), name="ways to probe")
                 if self._port:
                     tasks.create_task(self._follow_addresses(), name="addresses of probes")
-                async for keys in Watch(self._wanted):
-                    for key in keys - self._looking:
-                        if self._wanted.first(key) is not None:
-                            self._looking.add(key)
-                            tasks.create_task(self._keep_looking(key), name=f"probe {key}")
+                while True:
+                    key = await self._next()
+                    await self._pace.turn()
+                    if self._due.pop(key, None) is not None:  # it has not gone meanwhile
+                        self._looking.add(key)
+                        tasks.create_task(self._look(key), name=f"probe {key}")
         finally:
             self._echo.close()
 
@@ -109,47 +131,93 @@ class Paths:
                 "failing": row.path.refused or row.cause,
             }
 
+    async def _follow_wanted(self) -> None:
+        async for keys in Watch(self._wanted):
+            for key in keys:
+                self._consider(key)
+
     async def _follow_addresses(self) -> None:
         """Listen where this node can be reached. Nothing tells of a change, but looking."""
+        before = None
         while True:
-            self._echo.listen(self._here.addresses())
+            self._echo.listen(addresses := self._here.addresses())
+            if addresses != before:
+                for key in tuple(self._wanted.keys()):
+                    self._consider(key)
+            before = addresses
             await asyncio.sleep(_ADDRESSES_EVERY)
 
-    async def _keep_looking(self, key: PathKey) -> None:
-        history: deque[Look] = deque(maxlen=_HISTORY)
-        while (path := self._wanted.first(key)) is not None:
-            row = await self._look(key, path, history)
-            if self._wanted.first(key) is not None:
-                self._rows.put(key, row)
-            await asyncio.sleep(self._pause(key))
-        self._looking.discard(key)
-        if key in self._rows.own:
-            self._rows.delete(key)
-
-    async def _look(self, key: PathKey, path: Probe, history: deque[Look]) -> Probed:
-        """Look once, if there is anything to look at."""
-        began, last = asyncio.get_running_loop().time(), self.table.first(key)
-        if path.refused:
-            return Probed(path, verdict=Verdict.REFUSED)
-        unprobed = self._unprobed(key, path)
-        if not unprobed:
-            if not history:
+    def _consider(self, key: PathKey) -> None:
+        """A way has come, changed or gone, or what it is probed from has."""
+        path, now = self._wanted.first(key), asyncio.get_running_loop().time()
+        if path is not None and not path.refused and not (why := self._unprobed(key, path)):
+            if key not in self._histories:
+                self._histories[key] = deque(maxlen=_HISTORY)
                 self._rows.put(key, Probed(path))
-            try:
-                history.append(await look_at(self._tools, key, path, self._verdict(key)))
-            except OSError as error:  # the address that we ask from has just gone
-                unprobed = f"this node cannot ask: {error.strerror or error}"
-            else:
-                return _probed(path, began, history)
-        since = last.unprobed_since if last and last.unprobed else began
-        return Probed(path, unprobed, since)
+            if key not in self._looking:
+                self._schedule(key, now)
+            return
+        self._due.pop(key, None)
+        self._histories.pop(key, None)
+        if path is None:
+            if key in self._rows.own:
+                self._rows.delete(key)
+        elif path.refused:
+            self._rows.put(key, Probed(path, verdict=Verdict.REFUSED))
+        else:
+            self._put_unprobed(key, path, why)
+
+    def _put_unprobed(self, key: PathKey, path: Probe, why: str) -> None:
+        last, now = self.table.first(key), asyncio.get_running_loop().time()
+        since = last.unprobed_since if last and last.unprobed else now
+        self._rows.put(key, Probed(path, why, since))
+
+    def _schedule(self, key: PathKey, at: float) -> None:
+        self._due[key] = at
+        heappush(self._queue, (at, key))
+        self._queued.set()
+
+    async def _next(self) -> PathKey:
+        """Wait until a way is due; the one that has been so for longest."""
+        while True:
+            while self._queue and self._due.get(self._queue[0][1]) != self._queue[0][0]:
+                heappop(self._queue)
+            first = self._queue[0] if self._queue else None
+            if first and first[0] <= asyncio.get_running_loop().time():
+                return first[1]
+            self._queued.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(first[0] if first else None):
+                    await self._queued.wait()
+
+    async def _look(self, key: PathKey) -> None:
+        """Look once, and say when to do so again."""
+        loop = asyncio.get_running_loop()
+        path, history, began = self._wanted.first(key), self._histories.get(key), loop.time()
+        if path is None or history is None:  # it has gone since its turn came
+            self._looking.discard(key)
+            return
+        look, why = None, ""
+        try:
+            look = await self._look_at(self._tools, key, path, self._verdict(key))
+        except OSError as error:  # the address that we ask from has just gone
+            why = f"this node cannot ask: {error.strerror or error}"
+        self._looking.discard(key)
+        if self._histories.get(key) is not history:
+            self._consider(key)  # it was another way, or none, meanwhile
+            return
+        if look is None:
+            self._put_unprobed(key, path, why)
+        else:
+            history.append(look)
+            self._rows.put(key, _probed(path, began, history))
+        self._schedule(key, loop.time() + self._pause(key))
 
     def _pause(self, key: PathKey) -> float:
         row = self.table.first(key)
-        most = max(_EVERY, len(self._looking) / _PER_SECOND)
         is_well = row is not None and row.state == "well" and not row.note
         # Those that started together come apart.
-        return (most if is_well else min(most, _FAILING_EVERY)) * random.uniform(0.8, 1.2)
+        return (_EVERY if is_well else _FAILING_EVERY) * random.uniform(0.8, 1.2)
 
     def _unprobed(self, key: PathKey, path: Probe) -> str:
         if not self._port:
@@ -157,7 +225,7 @@ class Paths:
         if path.refused or path.unprobed:
             return path.unprobed
         if self._here.source(key.version) is None:
-            return "this node has no address in its own pod CIDRs"
+            return f"this node has no IPv{key.version} address to ask from"
         return ""
 
     def _verdict(self, key: PathKey) -> str:

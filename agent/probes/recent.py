@@ -20,13 +20,13 @@ class Recent:
         self._samples: deque[tuple[float, Mapping[str, int]]] = deque()
 
     def look(self) -> Mapping[str, int]:
-        """By name what was added, without what was not. At most a sample a second is kept."""
-        now, current = self._now(), self._read()
+        """By name what was added, without what was not. They are read once in a second at most."""
+        now = self._now()
         while len(self._samples) > 1 and self._samples[1][0] <= now - _LATELY:
             self._samples.popleft()
         if not self._samples or self._samples[-1][0] <= now - 1.0:
-            self._samples.append((now, current))
-        before = self._samples[0][1]
+            self._samples.append((now, self._read()))
+        before, current = self._samples[0][1], self._samples[-1][1]
         added = {name: count - before.get(name, 0) for name, count in current.items()}
         return {name: count for name, count in added.items() if count > 0}
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
-from collections.abc import Iterator
-from ipaddress import ip_address
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 
+from agent.kernel.facts import Facts
 from agent.kernel.udp import HEADERS
+from agent.node import Kernel
+from agent.own import OwnNode
 from agent.probes.echo import Echo
+from agent.probes.here import Here
+from agent.probes.look import Look, Tools
 from agent.probes.messages import SMALL, Message, new_token, pack, unpack, word
-from agent.probes.paths import Probed, summary
+from agent.probes.paths import Paths, Probed, summary
 from agent.probes.prober import Prober
 from agent.probes.recent import Recent, rp_filtered, strict_devices
+from agent.rows import Peer, PeerKey, UdpAddress
+from agent.rules.causes import Cause, Verdict
 from agent.rules.probes import PathKey, Probe
-from clustermesh.model import ClusterName, IPAddress
+from agent.settings import AgentSettings
+from clustermesh.model import ClusterName, IPAddress, Node
+from clustermesh.state import Table, Watch
 
 V4, V6 = ip_address("127.0.0.1"), ip_address("::1")
 KEY = PathKey(ClusterName("east"), "node1", 4)
@@ -164,3 +176,150 @@ def test_ways_are_summed_up_by_cluster_and_what_fails_is_named() -> None:
     assert status.failing == ["east/node1 over IPv6: MTU"]
     assert status.not_probed == ["east/node3 over IPv4: not probed: why"]
     assert summary(rows, now=29.0).not_probed == [], "it may yet pass by itself"
+
+
+class StillKernel:
+    """A node with an address of its own and one among its pods."""
+
+    facts = Facts(
+        "eth0",
+        1500,
+        addresses=(("lo", ip_interface("10.1.0.1/32")), ("eth0", ip_interface("192.0.2.1/24"))),
+        pod_cidrs=(ip_network("10.1.0.0/24"),),
+        node_ips=(ip_address("192.0.2.1"),),
+    )
+
+
+def here(peers: Table[PeerKey, Peer] | None = None) -> Here:
+    settings = AgentSettings(
+        cluster_name="west",
+        cluster_id=2,
+        node_name="node1",
+        local_etcd_config=Path("/nowhere"),
+        clusters_dir=Path("/nowhere"),
+        encryption="wireguard",
+    )
+    nodes: Table[str, Node] = Table("nodes")
+    own = OwnNode(encrypts=False, has_kernel=True)
+    return Here(settings, cast("Kernel", StillKernel()), own, nodes, peers or Table("peers"))
+
+
+class Counted:
+    """Looks that ask as real ones do: two questions where all is well, and four in four seconds."""
+
+    def __init__(self, failing: set[PathKey]) -> None:
+        self.failing = failing
+        self.asked: Counter[int] = Counter()  # by second
+        self.looks: Counter[PathKey] = Counter()
+
+    async def look(self, tools: Tools, key: PathKey, path: Probe, verdict: str) -> Look:
+        self.looks[key] += 1
+        await self.ask(None)
+        for _ in range(3 if key in self.failing else 1):
+            await asyncio.sleep(1.0 if key in self.failing else 0.001)
+            await self.ask(tools)
+        if key in self.failing:
+            return Look(4, 0, cause=Cause(Verdict.BLOCKED, "blocked"))
+        return Look(2, 2, 0.001)
+
+    async def ask(self, tools: Tools | None) -> None:
+        """With `tools`, when it is its turn; the first has had it."""
+        if tools is not None:
+            await tools.pace.turn()
+        self.asked[int(asyncio.get_running_loop().time())] += 1
+
+
+@contextlib.asynccontextmanager
+async def probing(wanted: Table[PathKey, Probe], looks: Counted) -> AsyncIterator[Paths]:
+    paths = Paths(here(), wanted, PORT, looks.look)
+    running = asyncio.create_task(paths.run(), name="probing")
+    try:
+        yield paths
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+def ways(probed: int, left_out: int = 0) -> Table[PathKey, Probe]:
+    wanted: Table[PathKey, Probe] = Table("probes")
+    writer = wanted.writer("test")
+    for n in range(probed + left_out):
+        path = Probe(V4, V4) if n < probed else Probe(unprobed="too many", is_sampled=False)
+        writer.put(KEY._replace(node=f"node{n}"), path)
+    writer.list_done()
+    return wanted
+
+
+@pytest.mark.looptime
+async def test_a_node_asks_no_more_than_200_questions_a_second_whatever_fails() -> None:
+    wanted = ways(5000)
+    looks = Counted(set(sorted(wanted.keys())[::5][:1000]) | set(sorted(wanted.keys())[1::5]))
+    assert len(looks.failing) == 2000
+    async with probing(wanted, looks):
+        await asyncio.sleep(160)  # all of them once take 70
+    assert max(looks.asked.values()) <= 201
+    assert sum(looks.asked.values()) > 190 * 160, "nor less, while there is something to ask"
+    assert min(looks.looks[key] for key in wanted.keys()) >= 2, "nobody waits for ever"
+
+
+@pytest.mark.looptime
+async def test_a_few_ways_are_looked_at_every_five_seconds_and_each_second_while_they_fail() -> (
+    None
+):
+    wanted = ways(2)
+    well, failing = sorted(wanted.keys())
+    looks = Counted({failing})
+    async with probing(wanted, looks):
+        await asyncio.sleep(100)
+    assert 17 <= looks.looks[well] <= 26
+    assert 22 <= looks.looks[failing] <= 27, "three seconds and one"
+
+
+@pytest.mark.looptime
+async def test_what_is_not_probed_costs_nothing_until_it_is() -> None:
+    wanted = ways(0, left_out=4000)
+    looks = Counted(set())
+    async with probing(wanted, looks) as paths:
+        await asyncio.sleep(1)
+        watch = Watch(paths.table)
+        watch.take()
+        await asyncio.sleep(100)
+        assert watch.take() == set()
+        watch.close()
+        key = min(wanted.keys())
+        wanted.origins["test"].put(key, Probe(V4, V4))
+        await asyncio.sleep(1)
+        assert looks.looks == {key: 1}
+        wanted.origins["test"].delete(key)
+        await asyncio.sleep(1)
+        assert paths.table.first(key) is None
+        await asyncio.sleep(20)
+    assert looks.looks == {key: 1}
+
+
+def test_counters_are_read_once_a_second_however_often_one_asks() -> None:
+    now, reads = 0.0, 0
+
+    def read() -> dict[str, int]:
+        nonlocal reads
+        reads += 1
+        return {}
+
+    recent = Recent(read, lambda: now)
+    while now < 10:
+        recent.look()
+        now += 0.01
+    assert reads <= 10
+
+
+def test_the_ports_of_a_peer_are_found_among_thousands() -> None:
+    peers: Table[PeerKey, Peer] = Table("peers")
+    writer = peers.writer("test")
+    for n in range(5000):
+        name = f"node{n}"
+        address = UdpAddress(V4, 51871 + n % 2)
+        writer.put(PeerKey("cm_wg00", name), Peer(KEY.cluster, name, address, (), 0, 0))
+    asked = here(peers)
+    for n in range(5000):
+        assert asked.carrier(KEY._replace(node=f"node{n}")).ports == str(51871 + n % 2)
