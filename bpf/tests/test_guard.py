@@ -91,13 +91,20 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
     with ExitStack() as stack:
         bpffs = stack.enter_context(mounted_bpffs(tmp_path_factory.mktemp("guard") / "bpffs"))
         here, there = stack.enter_context(node()), stack.enter_context(node())
-        here.run(f"ip link add wire type veth peer name wire netns {there.pid}")
+        here.run(
+            "ip link add wire address 02:00:00:00:00:01 type veth"
+            f" peer name wire address 02:00:00:00:00:02 netns {there.pid}"
+        )
         for number, made in enumerate((here, there), 1):
             made.run(
                 f"ip address add 192.0.2.{number}/24 dev wire",
                 f"ip address add 2001:db8::{number}/64 dev wire nodad",
                 "ip link set wire addrgenmode none up",
             )
+            for neighbour in (f"192.0.2.{3 - number}", f"2001:db8::{3 - number}"):
+                # Or the first packet may be the last: who looks for it has no link-local address.
+                mac = f"02:00:00:00:00:0{3 - number}"
+                made.run(f"ip neighbour add {neighbour} lladdr {mac} dev wire nud permanent")
         for pod in ("10.1.0.5", "10.2.0.9", "fd00:1::5", "fd00:2::9"):
             here.run(f"ip address add {pod} dev lo")
         for pod in ("10.2.0.7", "10.2.0.8", "10.3.0.1", "10.9.0.1", "fd00:2::7", "fd00:9::1"):
@@ -105,8 +112,6 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
         there.run("ip address add 192.0.2.3/24 dev wire")
         here.run("ip route add 10.0.0.0/8 via 192.0.2.2", "ip route add fd00::/16 via 2001:db8::2")
         there.run("ip route add 10.0.0.0/8 via 192.0.2.1", "ip route add fd00::/16 via 2001:db8::1")
-        for neighbour in ("192.0.2.2", "2001:db8::2"):
-            here.run(f"ping -q -n -c1 -w20 {neighbour}")  # else the first packet may be the last
         here.do(guard, bpffs)
         yield Wire(here, there, bpffs)
 
