@@ -38,8 +38,9 @@ from .cluster import ClusterReader
 from .datapath_metrics import DatapathMetrics
 from .encryption_metrics import EncryptionMetrics
 from .kernel.wireguard.driver import PeerState
+from .kernels import Kernel, NoKernel
 from .meshnode import keep_mesh_node
-from .node import BpfNode, Kernel, NoKernel
+from .node import BpfNode
 from .own import OwnNode
 from .probes import Here, PathMetrics, Paths
 from .rows import BackendState, Cidr, Frontend, PeerKey

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -51,91 +51,6 @@ _GRACE_WHEN_EMPTY: Final = 1.0
 _SOURCES_WITHIN: Final = 3.0  # seconds
 _RETRY_MIN: Final = 0.1  # seconds
 _RETRY_MAX: Final = 5.0
-
-
-class Kernel(Protocol):
-    """A kernel to program, or none."""
-
-    async def __aenter__(self) -> Self:
-        """Open it. Raises UserError if it lacks something."""
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let go of it. What is programmed goes on."""
-
-    async def run(self) -> None:
-        """Keep it programmed until cancelled."""
-
-    def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
-        """Those that put `table` into it."""
-
-    def status(self) -> DatapathStatus:
-        """How it is."""
-
-    def unready(self) -> str | None:
-        """Why it does not carry traffic as it should; None when it does."""
-
-    @property
-    def encryption(self) -> Encryption | None:
-        """What encrypts, if anything does. Not before it is open."""
-
-    @property
-    def facts(self) -> Facts | None:
-        """What this node's network is like; None: it has not been looked at."""
-
-    async def lookup(self, source: IPAddress, target: IPAddress) -> Lookup:
-        """The route that it takes. Raises OSError if it has none."""
-
-
-class NoKernel:
-    """`--datapath none`: everything is computed, and nothing is programmed."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-    async def run(self) -> None:
-        """Nothing to keep."""
-        await asyncio.Event().wait()
-
-    def reconcilers(self, table: str) -> Sequence[Reconciler[Any, Any, Any]]:
-        """None at all."""
-        del table
-        return ()
-
-    def status(self) -> DatapathStatus:
-        """There is none."""
-        return DatapathStatus(mode="none")
-
-    def unready(self) -> str | None:
-        """There is nothing to wait for."""
-        return None
-
-    @property
-    def encryption(self) -> None:
-        """Nothing does."""
-        return
-
-    @property
-    def facts(self) -> None:
-        """Nobody looks."""
-        return
-
-    async def lookup(self, source: IPAddress, target: IPAddress) -> Lookup:
-        """Nobody looks."""
-        del source, target
-        return Lookup()
 
 
 class BpfNode:
@@ -274,7 +189,7 @@ class BpfNode:
         found = self._reconcilers[table]
         if table != "routes":
             return (found,)
-        behind = [self._reconcilers[name] for name in ("backstops",) if self.encryption]
+        behind = [self._reconcilers["backstops"]] if self.encryption else []
         return (found, self._sources, *behind)
 
     def status(self) -> DatapathStatus:

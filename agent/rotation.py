@@ -73,9 +73,7 @@ class Rotation:
         self._max_age = max_age
         self._retired = retired
         self.failure = ""  # why the key cannot be changed
-        self.waits_for = (
-            ""  # while the key is being changed: what has to happen before the next step
-        )
+        self.waits_for = ""  # while the key is being changed: what comes before the next step
         # Event-loop time, seconds. An agent that starts in the middle waits anew.
         self._published_at: float | None = None
         self._answered_at: float | None = None

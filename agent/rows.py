@@ -60,9 +60,7 @@ class Cidr(msgspec.Struct, frozen=True, gc=False):
     refused: str = ""  # why it is not used, when it is not
     closed: str = ""  # why nothing may be sent there, though it is theirs: encryption
     external: IPAddress | None = None  # where the node is reached from outside, if it says so
-    unrouted: str = (
-        ""  # of a node's own address: why pods' packets to it go as if we were not there
-    )
+    unrouted: str = ""  # of a node's own address: why what pods send to it is not led there
 
 
 class Reserved(msgspec.Struct, frozen=True, gc=False):

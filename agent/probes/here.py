@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from agent.kernel.facts import Facts
 from agent.kernel.tunnel import TunnelProtocol
-from agent.node import Kernel
+from agent.kernels import Kernel
 from agent.own import OwnNode
 from agent.rows import Peer, PeerKey, Routing
 from agent.rules.causes import Carrier, Lookup, Way

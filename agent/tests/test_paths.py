@@ -16,7 +16,7 @@ import pytest
 
 from agent.kernel.facts import Facts
 from agent.kernel.udp import HEADERS
-from agent.node import Kernel
+from agent.kernels import Kernel
 from agent.own import OwnNode
 from agent.probes.echo import Echo
 from agent.probes.here import Here
