@@ -367,8 +367,12 @@ class BpfNode:
         found = read_pods_in_map(fast.pods)
         async for _ in pod_changes():
             cidrs = self._facts.pod_cidrs if self._facts else ()
-            found = await read_pods(self._netlink.ip, cidrs, found)
-            writer.replace(found)
+            try:
+                found = await read_pods(self._netlink.ip, cidrs, found)
+            except OSError as error:
+                log.warning("looking for this node's pods: %s; again at the next change", error)
+            else:
+                writer.replace(found)
 
     async def _remove_unused_devices(self) -> None:
         """Those of a time when the settings were others, and what stood behind their routes."""

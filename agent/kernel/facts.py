@@ -12,7 +12,7 @@ import msgspec
 
 from clustermesh.model import IPAddress, IPNetwork
 
-from .pyroute import AsyncIPRoute
+from .pyroute import Rtnetlink
 
 _RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_UNIVERSE: Final = 0
@@ -54,7 +54,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 async def read_facts(
-    ip: AsyncIPRoute,
+    ip: Rtnetlink,
     *,
     node_ips: Collection[IPAddress] = (),
     pod_cidrs: tuple[IPNetwork, ...] = (),
@@ -70,7 +70,7 @@ async def read_facts(
     Raises:
         OSError: ENODEV when no device is the underlay.
     """
-    links = {link["index"]: link async for link in await ip.get_links()}
+    links = {link["index"]: link for link in await ip.dump(ip.get_links)}
     addresses = await _addresses(ip, links)
     name = next((device for device, a in addresses if a.ip in node_ips), None)
     if name is None and not node_ips:
@@ -84,15 +84,15 @@ async def read_facts(
     return Facts(name, mtu, tuple(addresses), pod_cidrs, node_ips=own)
 
 
-async def read_addresses(ip: AsyncIPRoute) -> list[tuple[str, IPInterface]]:
+async def read_addresses(ip: Rtnetlink) -> list[tuple[str, IPInterface]]:
     """The global addresses of the network namespace that `ip` was opened in, by device."""
-    return await _addresses(ip, {link["index"]: link async for link in await ip.get_links()})
+    return await _addresses(ip, {link["index"]: link for link in await ip.dump(ip.get_links)})
 
 
-async def _addresses(ip: AsyncIPRoute, links: dict[int, Any]) -> list[tuple[str, IPInterface]]:
+async def _addresses(ip: Rtnetlink, links: dict[int, Any]) -> list[tuple[str, IPInterface]]:
     return [
         (links[a["index"]].get("ifname"), ip_interface(f"{_local(a)}/{a['prefixlen']}"))
-        async for a in await ip.get_addr()
+        for a in await ip.dump(ip.get_addr)
         if a["index"] in links and a["scope"] == _RT_SCOPE_UNIVERSE
     ]
 
@@ -102,11 +102,11 @@ def _local(address: Any) -> str:
     return str(address.get("local") or address.get("address"))
 
 
-async def _default_device(ip: AsyncIPRoute, links: dict[int, Any]) -> str | None:
+async def _default_device(ip: Rtnetlink, links: dict[int, Any]) -> str | None:
     """The device of the preferred default route."""
     found = []
     for family in (AF_INET, AF_INET6):
-        async for route in await ip.get_default_routes(family=family, table=_RT_TABLE_MAIN):
+        for route in await ip.dump(ip.get_default_routes, family=family, table=_RT_TABLE_MAIN):
             hops = route.get("multipath") or [route]
             devices = [hop.get("oif") for hop in hops]
             found += [(route.get("priority") or 0, d) for d in devices if d in links]

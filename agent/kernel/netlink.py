@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,7 +22,7 @@ from clustermesh.model import IPAddress, IPNetwork
 
 from .facts import Facts, IPInterface, read_addresses, read_facts
 from .monitor import RouteMonitor
-from .pyroute import AsyncIPRoute, NetlinkError
+from .pyroute import NetlinkError, Rtnetlink, oserrors
 from .route_messages import BACKSTOP_METRIC, POD_TABLE, PROTOCOL, TABLE, TABLES
 from .routes import RouteSocket, has_ipv6
 from .tunnel import TUNNELS, Tunnel, disable_gro, is_ours
@@ -61,7 +60,7 @@ class Netlink:
 
     def __init__(
         self,
-        ip: AsyncIPRoute,
+        ip: Rtnetlink,
         routes: RouteSocket,
         backstops: RouteSocket,
         monitor: RouteMonitor,
@@ -85,7 +84,7 @@ class Netlink:
         routes, backstops = RouteSocket(), RouteSocket(BACKSTOP_METRIC)
         monitor = RouteMonitor(routes.port)
         try:
-            async with AsyncIPRoute() as ip:
+            async with Rtnetlink() as ip:
                 yield cls(ip, routes, backstops, monitor, sysctls)
         finally:
             for opened in (routes, backstops, monitor):
@@ -95,13 +94,11 @@ class Netlink:
         self, *, node_ips: Collection[IPAddress] = (), pod_cidrs: tuple[IPNetwork, ...] = ()
     ) -> Facts:
         """See `read_facts`."""
-        with _oserror("reading this node's addresses"):
-            return await read_facts(self.ip, node_ips=node_ips, pod_cidrs=pod_cidrs)
+        return await read_facts(self.ip, node_ips=node_ips, pod_cidrs=pod_cidrs)
 
     async def addresses(self) -> list[tuple[str, IPInterface]]:
         """See `read_addresses`."""
-        with _oserror("reading this node's addresses"):
-            return await read_addresses(self.ip)
+        return await read_addresses(self.ip)
 
     async def ensure_tunnel_device(self, mtu: int, tunnel: Tunnel) -> int:
         """
@@ -118,7 +115,7 @@ class Netlink:
             OSError: EEXIST when a device of this name is of another kind, EADDRINUSE when another
                 tunnel device has the port, EOPNOTSUPP when the kernel does not have the protocol.
         """
-        with _oserror(str(tunnel)):
+        with oserrors(str(tunnel)):
             link = await self._link(tunnel.device)
             if link is not None and not tunnel.is_made_so(link):
                 log.warning("%s has another port or mode: it is made anew", tunnel.device)
@@ -150,7 +147,7 @@ class Netlink:
 
     async def ensure_encrypted_device(self, device: str, mtu: int) -> None:
         """Have a WireGuard device that is there up, and with this MTU."""
-        with _oserror(device):
+        with oserrors(device):
             link = await self._link(device)
             if link is None:
                 raise OSError(errno.ENODEV, f"there is no device {device}")
@@ -168,7 +165,7 @@ class Netlink:
         `all`, which may be strict. To a device without an IPv4 address it is strict nevertheless:
         so it has one, of a scope that no packet is ever sent from.
         """
-        with _oserror(device):
+        with oserrors(device):
             host = {"address": str(_NO_ADDRESS), "prefixlen": 32, "scope": _RT_SCOPE_HOST}
             await self.ip.addr("replace", index=index, **host)
         self._write_sysctl(f"ipv4/conf/{device}/rp_filter", "2")
@@ -187,7 +184,7 @@ class Netlink:
         """Remove a device, if there is one of that name."""
         link = await self._link(name)
         if link is not None:
-            with _oserror(f"removing {name}"):
+            with oserrors(f"removing {name}"):
                 await self.ip.link("del", index=link["index"])
 
     async def ensure_forwarding(self, underlay: str) -> None:
@@ -223,7 +220,7 @@ class Netlink:
                 else:
                     extra.append(rule)
             for rule in missing:
-                with _oserror(f"the rule for table {rule.table}"):
+                with oserrors(f"the rule for table {rule.table}"):
                     await self.ip.rule("add", family=family, **_rule_request(rule))
             for rule in extra:
                 await self._delete_rule(family, rule)
@@ -237,8 +234,7 @@ class Netlink:
         """
         found = []
         for family in _families():
-            with _oserror("reading the routing rules"):
-                rules = [rule async for rule in await self.ip.get_rules(family=family)]
+            rules = await self.ip.dump(self.ip.get_rules, family=family)
             found += [
                 int(rule.get("priority") or 0)
                 for rule in rules
@@ -253,7 +249,7 @@ class Netlink:
         Raises:
             OSError: ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL: there is none, or one that refuses.
         """
-        with _oserror(f"the route to {target}"):
+        with oserrors(f"the route to {target}"):
             request = {"dst": str(target), "src": str(source), "src_len": source.max_prefixlen}
             found = (await self.ip.route("get", **request, flags=_LOOKUP_TABLE))[0]
         device = found.get("oif")
@@ -282,19 +278,18 @@ class Netlink:
             if link is None or (keep and keep.device == tunnel.device):
                 continue
             if is_ours(link, tunnel):
-                with _oserror(f"removing {tunnel.device}"):
+                with oserrors(f"removing {tunnel.device}"):
                     await self.ip.link("del", index=link["index"])
 
     async def _link(self, name: str) -> Any | None:
         index = device_index(name)
         if index is None:
             return None
-        with _oserror(f"reading {name}"):
+        with oserrors(f"reading {name}"):
             return (await self.ip.link("get", index=index))[0]
 
     async def _rules(self, family: int) -> list[Any]:
-        with _oserror("reading the routing rules"):
-            rules = [rule async for rule in await self.ip.get_rules(family=family)]
+        rules = await self.ip.dump(self.ip.get_rules, family=family)
         return [rule for rule in rules if rule.get("protocol") == PROTOCOL]
 
     def _read_sysctl(self, name: str) -> str:
@@ -306,7 +301,7 @@ class Netlink:
             (self._sysctls / name).write_text(value)
 
     async def _delete_rule(self, family: int, rule: _Rule) -> None:
-        with _oserror("removing a routing rule"):
+        with oserrors("removing a routing rule"):
             await self.ip.rule("del", family=family, **_rule_request(rule))
 
 
@@ -336,13 +331,3 @@ def _rule_request(rule: _Rule) -> dict[str, Any]:
 
 def _families() -> tuple[int, ...]:
     return (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
-
-
-@contextlib.contextmanager
-def _oserror(doing: str) -> Iterator[None]:
-    """Netlink's errors are the system's."""
-    try:
-        yield
-    except NetlinkError as error:
-        said = error.args[1] if len(error.args) > 1 else os.strerror(error.code)
-        raise OSError(error.code, f"{doing}: {said}") from error

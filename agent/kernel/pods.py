@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from agent.rows import Pod
 from clustermesh.model import IPAddress, IPNetwork
 
-from .pyroute import AsyncIPRoute, NetlinkError
+from .pyroute import NetlinkError, Rtnetlink
 from .route_messages import RTM_DELLINK, RTM_NEWLINK, Message, attributes, messages
 from .routes import open_netlink
 
@@ -52,7 +52,7 @@ class _Link(NamedTuple):
 
 
 async def read_pods(
-    ip: AsyncIPRoute, pod_cidrs: Collection[IPNetwork], before: Mapping[IPAddress, Pod]
+    ip: Rtnetlink, pod_cidrs: Collection[IPNetwork], before: Mapping[IPAddress, Pod]
 ) -> dict[IPAddress, Pod]:
     """
     The pods in `pod_cidrs`, by address.
@@ -60,16 +60,19 @@ async def read_pods(
     Args:
         before: as found the last time. The kernel forgets an address that its own stack does not
             use, so what is on the fast path stays for as long as its device and route do.
+
+    Raises:
+        OSError: EAGAIN when devices or neighbours change faster than they can be read.
     """
-    links = {link["index"]: _link(link) async for link in await ip.get_links()}
+    links = {link["index"]: _link(link) for link in await ip.dump(ip.get_links)}
     ports = {
         (entry.get("master"), entry.get("lladdr")): entry["ifindex"]
-        async for entry in await ip.get_neighbours(family=socket.AF_BRIDGE)
+        for entry in await ip.dump(ip.get_neighbours, family=socket.AF_BRIDGE)
         if entry.get("master")
     }
     found: dict[IPAddress, list[Pod]] = defaultdict(list)
     for family in (socket.AF_INET, socket.AF_INET6):
-        async for entry in await ip.get_neighbours(family=family):
+        for entry in await ip.dump(ip.get_neighbours, family=family):
             if (pod := _pod(entry, links, ports)) is not None:
                 address = ip_address(entry.get("dst"))
                 if any(address in cidr for cidr in pod_cidrs):
@@ -150,7 +153,7 @@ def _is_there(pod: Pod, links: Mapping[int, _Link]) -> bool:
     return pod.device in {pod.port, port.bridge}
 
 
-async def _device_of(ip: AsyncIPRoute, address: IPAddress) -> int:
+async def _device_of(ip: Rtnetlink, address: IPAddress) -> int:
     """The device on which the kernel looks for `address`; 0 if it asks a router, or nobody."""
     try:
         (route,) = list(await ip.route("get", dst=str(address)))

@@ -139,7 +139,7 @@ class RouteTarget:
         await self._prepare()
         # What was heard up to here is told by what is read from here on, our own doing included.
         self._heard += self._netlink.monitor.drain()
-        links = [link async for link in await self._netlink.ip.get_links()]
+        links = await self._netlink.ip.dump(self._netlink.ip.get_links)
         self._up = {link.get("ifname"): link["index"] for link in links if link["state"] == "up"}
         is_undone = any(self._is_undone(change) for change in self._heard)
         self._mtus = {link["index"]: link.get("mtu") for link in links}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from itertools import islice
 from pathlib import Path
+from socket import AF_INET6
 
 import pytest
 
@@ -47,6 +49,24 @@ def test_the_tunnel_device_carries_both_families_to_wherever_bpf_says() -> None:
         assert Path(f"/proc/sys/net/ipv4/conf/{VXLAN.device}/rp_filter").read_text() == "2\n"
         assert "scope host" in sh(f"ip -4 address show {VXLAN.device}"), "or it is strict"
         assert "generic-receive-offload: off" in sh(f"ethtool -k {VXLAN.device}")
+
+    in_namespace(body)
+
+
+def test_tasks_that_read_at_once_all_get_everything() -> None:
+    """The kernel refuses a second dump of a socket while one is under way."""
+
+    async def body(netlink: Netlink) -> None:
+        for number in range(100):  # more than fits into one message
+            sh(f"ip link add a{number} type veth peer name b{number}")
+        ip = netlink.ip
+        found = await asyncio.gather(
+            *(ip.dump(ip.get_links) for _ in range(5)),
+            *(ip.dump(ip.get_neighbours, family=AF_INET6) for _ in range(5)),
+            *(netlink.addresses() for _ in range(5)),
+        )
+        assert [len(links) for links in found[:5]] == [203] * 5
+        assert all(len(addresses) == 2 for addresses in found[10:])
 
     in_namespace(body)
 

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-from agent.kernel.pyroute import AsyncIPRoute, NetlinkError
+from agent.kernel.pyroute import NetlinkError, Rtnetlink
 from agent.kernel.route_messages import NLMSG_DONE, NLMSG_ERROR, Message, messages, parse_error
 
 from .batch import Change, put_each
@@ -37,7 +37,7 @@ class KernelWireGuard:
 
     name: Final = "kernel"
 
-    def __init__(self, ip: AsyncIPRoute) -> None:
+    def __init__(self, ip: Rtnetlink) -> None:
         """
         Args:
             ip: of the same network namespace; it makes devices.
