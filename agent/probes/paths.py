@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections import Counter, deque
@@ -30,6 +31,8 @@ from .here import Here
 from .look import Look, Tools, look_at
 from .messages import Message
 from .pace import Pace
+
+log = logging.getLogger(__name__)
 
 _EVERY: Final = 5.0  # seconds between two looks at a way
 _FAILING_EVERY: Final = 1.0  # seconds: so that what is mended is soon seen to be
@@ -210,7 +213,10 @@ class Paths:
             self._put_unprobed(key, path, why)
         else:
             history.append(look)
-            self._rows.put(key, _probed(path, began, history))
+            before, row = self._verdict(key), _probed(path, began, history)
+            self._rows.put(key, row)
+            if row.verdict != before:
+                _log(key, before, row)
         self._schedule(key, loop.time() + self._pause(key))
 
     def _pause(self, key: PathKey) -> float:
@@ -234,6 +240,14 @@ class Paths:
 
     def _about_us(self, key: PathKey) -> Message:
         return self._here.message(key, self._verdict(key))
+
+
+def _log(key: PathKey, before: str, row: Probed) -> None:
+    """A way is another than it was."""
+    if row.cause:
+        log.warning("the way to %s fails: %s", key, row.cause)
+    elif before:
+        log.info("the way to %s is well again", key)
 
 
 def _probed(path: Probe, began: float, history: Iterable[Look]) -> Probed:

@@ -277,6 +277,20 @@ async def test_a_few_ways_are_looked_at_every_five_seconds_and_each_second_while
 
 
 @pytest.mark.looptime
+async def test_a_way_that_becomes_another_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "agent.probes.paths")
+    wanted = ways(1)
+    (key,) = wanted.keys()
+    looks = Counted(set())
+    async with probing(wanted, looks):
+        for failing in (set(), {key}, set()):
+            looks.failing = failing
+            await asyncio.sleep(30)
+    said = [record.message for record in caplog.records if record.name == "agent.probes.paths"]
+    assert said == [f"the way to {key} fails: blocked", f"the way to {key} is well again"]
+
+
+@pytest.mark.looptime
 async def test_what_is_not_probed_costs_nothing_until_it_is() -> None:
     wanted = ways(0, left_out=4000)
     looks = Counted(set())

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--connected", action="store_true", help="UDP with connect()")
     parser.add_argument("-o", dest="output", choices=["text", "json"], default="text")
     options = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # see `_is_told_to_stop`
     if options.mode == "stream":
         report = stream(
             options.host, options.port, options.seconds, options.every or 0.01, options.timeout
@@ -56,15 +57,13 @@ def call(options: argparse.Namespace) -> dict[str, Any]:
     `longest_gap` is the most seconds between two answers; `last_failure` is when the last call that
     failed did so, on this machine's monotonic clock, or null.
     """
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     pods: Counter[str] = Counter()
     clients: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     last = time.monotonic()
     longest, last_failure = 0.0, None
     for number in range(options.count):
-        if number and stop.wait(options.every):
+        if number and _is_told_to_stop(options.every):
             break
         try:
             answer = _tcp(options) if options.mode == "tcp" else _udp(options)
@@ -97,8 +96,7 @@ def stream(host: str, port: int, seconds: float, every: float, timeout: float) -
     """
     sent: list[float] = []  # when, by number
     longest, answered, broken = 0.0, 0, None
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = threading.Event()  # no more is sent
     try:
         connection = socket.create_connection((host, port), timeout)
     except OSError as error:
@@ -148,9 +146,19 @@ def _send_lines(
         while not stop.is_set() and time.monotonic() - start < seconds:
             sent.append(time.monotonic())
             connection.sendall(b"%d\n" % len(sent))
-            stop.wait(max(0.0, start + len(sent) * every - time.monotonic()))
+            if _is_told_to_stop(max(0.0, start + len(sent) * every - time.monotonic())):
+                break
         stop.set()
         connection.shutdown(socket.SHUT_WR)
+
+
+def _is_told_to_stop(seconds: float) -> bool:
+    """
+    Wait for SIGTERM, which all threads block; whether it came in that time.
+
+    A handler that sets an event could come while its own thread holds that event's lock.
+    """
+    return signal.sigtimedwait({signal.SIGTERM}, seconds) is not None
 
 
 def _tcp(options: argparse.Namespace) -> dict[str, str]:
