@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from agent.tests.netns import sh
 from clustermesh.files import replace_file
 from clustermesh.model import IPNetwork
+from clustermesh.sandbox.model import ROUTER
 from clustermesh.sandbox.namespace import run_inside
 
 from .mesh import Mesh
@@ -94,7 +95,12 @@ def on_the_wire(mesh: Mesh, place: Place, broken: str, whole: str) -> Iterator[N
 
 @contextmanager
 def second_link(mesh: Mesh, place: Place, *senders: Place) -> Iterator[None]:
-    """Have a node receive what comes from some by a second link, and be strict about that."""
+    """
+    Have a node receive what comes from some by a second link, and be strict about that.
+
+    It knows those for good: their answers to its neighbour discovery come by the second link too,
+    where it is not the one that has asked.
+    """
     assert place
     sandbox, node = mesh.world.sandbox, mesh.node(place)
     port = f"{node.port}second"
@@ -105,18 +111,27 @@ def second_link(mesh: Mesh, place: Place, *senders: Place) -> Iterator[None]:
         _run(mesh, NETWORK, f"ip link set {port} master bridge up")
         _run(mesh, place, "ip link set eth1 up")
         _run(mesh, place, "sysctl -qw net.ipv4.conf.eth1.rp_filter=1")
-        (link,) = json.loads(_run(mesh, place, "ip -j link show eth1"))
         for sender in senders:
-            for ip in node.addresses:
-                neighbour = f"{ip} dev {'eth0' if sender else 'bridge'}"
-                way = f"lladdr {link['address']} nud permanent"
-                _run(mesh, sender, f"ip neigh replace {neighbour} {way}")
-                learned.append((sender, neighbour))
+            device = "eth0" if sender else "bridge"
+            addresses = mesh.node(sender).addresses if sender else ROUTER
+            for theirs, ours in zip(addresses, node.addresses, strict=True):
+                for knower, neighbour, mac in (
+                    (sender, f"{ours} dev {device}", _mac(mesh, place, "eth1")),
+                    (place, f"{theirs} dev eth0", _mac(mesh, sender, device)),
+                ):
+                    way = f"lladdr {mac} nud permanent"
+                    _run(mesh, knower, f"ip neigh replace {neighbour} {way}")
+                    learned.append((knower, neighbour))
         yield
     finally:
         for sender, neighbour in learned:
             _run(mesh, sender, f"ip neigh del {neighbour}")
         _run(mesh, NETWORK, f"ip link del {port}")
+
+
+def _mac(mesh: Mesh, place: Place, device: str) -> str:
+    (link,) = json.loads(_run(mesh, place, f"ip -j link show {device}"))
+    return str(link["address"])
 
 
 @contextmanager

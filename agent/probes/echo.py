@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,18 @@ V = TypeVar("V")
 log = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 8192  # questions, and as many nodes: enough for a thousand of them
+
+_PATIENCE: Final = 1.5  # times as long as a node lets one wait for its next question
+_LONGEST: Final = 30.0  # seconds: who was silent for longer than that was away
+_FADES: Final = 0.9  # of the longest wait with each question, so that a new rhythm is soon known
+
+
+class _Heard(NamedTuple):
+    """The last question of a node."""
+
+    at: float  # in the time of the loop
+    question: Message
+    rhythm: float = 0.0  # seconds that it lets one wait at most, as it did lately
 
 
 class Echo:
@@ -42,7 +54,8 @@ class Echo:
         self._about_us = about_us
         self._sockets: dict[IPAddress, UdpSocket] = {}
         self._asked: OrderedDict[str, str] = OrderedDict()  # source address by token
-        self._heard: OrderedDict[PathKey, tuple[float, Message]] = OrderedDict()
+        self._heard: OrderedDict[PathKey, _Heard] = OrderedDict()
+        self._awaited: dict[PathKey, asyncio.Event] = {}
         self.failure: str | None = None
         """Why it does not listen on all of them."""
 
@@ -65,8 +78,23 @@ class Echo:
 
     def heard(self, key: PathKey, since: float) -> Message | None:
         """What a node last asked since a time of the loop, by whichever of its addresses."""
-        at, message = self._heard.get(key, (0.0, None))
-        return message if at >= since else None
+        last = self._heard.get(key)
+        return last.question if last and last.at >= since else None
+
+    async def hear(self, key: PathKey, since: float) -> Message | None:
+        """
+        The same, and wait for it until that node would have asked again.
+
+        That is no time at all if it has been silent for longer than it used to be, or for ever.
+        """
+        last = self._heard.get(key)
+        if last is not None and last.at < since:
+            awaited = self._awaited[key] = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(last.at + _PATIENCE * last.rhythm):
+                    await awaited.wait()
+            del self._awaited[key]
+        return self.heard(key, since)
 
     def _received(self, address: IPAddress) -> Callable[[bytes, IPAddress, int], None]:
         def received(content: bytes, source: IPAddress, port: int) -> None:
@@ -74,7 +102,7 @@ class Echo:
             if question is None or question.clustermesh != "question":
                 return
             key = PathKey(ClusterName(question.cluster), question.node, question.version)
-            _remember(self._heard, key, (_now(), question))
+            self._hear(key, question)
             _remember(self._asked, question.token, str(source))
             with contextlib.suppress(OSError):  # who asked will notice
                 socket = self._sockets[address]
@@ -84,6 +112,13 @@ class Echo:
                     socket.send(answer, source, port)
 
         return received
+
+    def _hear(self, key: PathKey, question: Message) -> None:
+        now, last = _now(), self._heard.get(key)
+        rhythm = max(min(now - last.at, _LONGEST), last.rhythm * _FADES) if last else 0.0
+        _remember(self._heard, key, _Heard(now, question, rhythm))
+        if awaited := self._awaited.get(key):
+            awaited.set()
 
     def _answer(self, question: Message, key: PathKey, source: IPAddress) -> Message:
         return msgspec.structs.replace(

@@ -97,9 +97,11 @@ class _Looking:
         )
         question, small = await self._ask_patiently(self._small)
         if not self._arrived(small):
-            found = cause(await self._investigate(observed, question, small))
-            note = "" if found else "it answers no probes, but has our answers to its own"
-            return Look(self._asked, self._answered, cause=found, note=note)
+            told, small = await self._investigate(observed, question, small)
+            if not self._arrived(small):
+                found = cause(told)
+                note = "" if found else "it answers no probes, but has our answers to its own"
+                return Look(self._asked, self._answered, cause=found, note=note)
         seen = small.answer.seen if small.answer else str(self._prober.source)
         said = word(small.answer) if small.answer else Word()
         observed = replace(observed, is_answered=True, seen=seen, word=said)
@@ -135,20 +137,32 @@ class _Looking:
             is_outward=not self._arrived(outward),
         )
 
-    async def _investigate(self, observed: Observed, lost: Message, reply: Reply) -> Observed:
-        """Find out more, after the question `lost` was."""
+    async def _investigate(
+        self, observed: Observed, lost: Message, reply: Reply
+    ) -> tuple[Observed, Reply]:
+        """
+        Find out more, after the question `lost` was, and ask once more at the same time.
+
+        What has been mended meanwhile has no cause any more.
+        """
         here, node_ip = self._here, self._node_ip
         filtered, dropped = here.dropped()
-        direct = await self._ask_node(lost)
-        heard = self._echo.heard(self._key, since=self._began)
+        direct, (_, again) = await asyncio.gather(
+            self._ask_node(lost), self._ask_counted(self._small)
+        )
+        is_node_refusing = node_ip is not None and direct.is_refused_by(node_ip)
+        if direct.answer or is_node_refusing or self._arrived(again):
+            heard = self._echo.heard(self._key, since=self._began)
+        else:
+            heard = await self._echo.hear(self._key, since=self._began)
         said = direct.answer or heard
-        return replace(
+        observed = replace(
             observed,
             seen=direct.answer.about_seen if direct.answer else "",
             error=reply.error,
             reporter=str(reply.reporter or ""),
             is_node_answering=direct.answer is not None,
-            is_node_refusing=node_ip is not None and direct.is_refused_by(node_ip),
+            is_node_refusing=is_node_refusing,
             is_heard=heard is not None,
             word=word(said) if said else Word(),
             rp_filtered=filtered,
@@ -157,6 +171,7 @@ class _Looking:
             published_key=self._path.public_key,
             own_key=here.public_key,
         )
+        return observed, again
 
     async def _ask_node(self, lost: Message) -> Reply:
         """Ask at the node's own address whether `lost` arrived, and whatever else it knows."""
@@ -181,14 +196,19 @@ class _Looking:
         """
         known = Reply()
         for _ in range(_TRIES):
-            question, reply = await self._ask(size)
-            self._asked += 1
-            self._answered += self._arrived(reply)
+            question, reply = await self._ask_counted(size)
             if self._arrived(reply) or reply.error == errno.EMSGSIZE:
                 return question, reply
             if reply.error and not known.reporter:
                 known = reply
         return question, known
+
+    async def _ask_counted(self, size: int) -> tuple[Message, Reply]:
+        """Ask, and have that count for the loss."""
+        question, reply = await self._ask(size)
+        self._asked += 1
+        self._answered += self._arrived(reply)
+        return question, reply
 
     async def _ask(self, size: int, *, is_short: bool = False) -> tuple[Message, Reply]:
         await self._turn()

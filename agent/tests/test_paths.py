@@ -82,6 +82,29 @@ async def test_it_is_told_whether_another_question_arrived() -> None:
             assert reply.answer.about_seen == seen
 
 
+async def test_a_node_is_waited_for_as_long_as_it_lets_one_wait_as_a_rule() -> None:
+    loop, size = asyncio.get_running_loop(), SMALL + HEADERS[4]
+    with answering() as echo, Prober(V4, PORT) as prober:
+        began = loop.time()
+        assert await echo.hear(KEY, began) is None, "it was never heard of"
+        for _ in range(3):  # a look takes two questions
+            await prober.ask(question(), V4, size, 5)
+            await prober.ask(question(), V4, size, 5)
+            await asyncio.sleep(0.4)
+        since = loop.time()
+        waiting = asyncio.create_task(echo.hear(KEY, since), name="waiting")
+        await asyncio.sleep(0)
+        asked = question()
+        await prober.ask(asked, V4, size, 5)
+        assert await waiting == asked
+        since = loop.time()
+        assert await echo.hear(KEY, since) is None
+        assert loop.time() - since > 0.4
+        since = loop.time()
+        assert await echo.hear(KEY, since) is None
+        assert loop.time() - since < 0.4, "by then it would have asked"
+
+
 async def test_where_nobody_listens_the_node_itself_says_so() -> None:
     with Prober(V4, PORT) as prober:
         reply = await prober.ask(question(), V4, SMALL + HEADERS[4], 5)

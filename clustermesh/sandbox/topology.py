@@ -43,6 +43,7 @@ _IFA_F_NODAD: Final = 0x02
 _RT_SCOPE_LINK: Final = 253
 _SYSCTL: Final = Path("/proc/sys/net")
 _PARAMETERS: Final = "sandbox.json"
+_ROUTER_MAC: Final = "02:00:00:00:00:fe"
 
 
 def up(wanted: Sandbox) -> None:
@@ -147,7 +148,9 @@ def _inside(namespace: Path, function: Callable[[Any], None]) -> None:
 def _join_underlay(ip: Any, wanted: Sandbox) -> None:
     """A bridge, and a link from it to every machine."""
     # Without multicast snooping: it would hold back neighbour discovery until there is a querier.
-    ip.link("add", ifname="bridge", kind="bridge", br_mcast_snooping=0)
+    # With an address: a bridge takes that of some port, and another one when a port comes or goes.
+    switch = {"kind": "bridge", "br_mcast_snooping": 0, "address": _ROUTER_MAC}
+    ip.link("add", ifname="bridge", **switch)
     bridge = ip.link_lookup(ifname="bridge")[0]
     ip.link("set", index=bridge, state="up")
     for cluster in wanted.members:
