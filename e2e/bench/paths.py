@@ -46,7 +46,7 @@ connections go past the host's stack: see [the data path](datapath.md).
 
 def measure(say: Say, *, quick: bool) -> Measurement:
     """One sandbox for each path; each has plain routes to compare with."""
-    lengths = Lengths(500, 1, 1) if quick else Lengths(10_000, 5, 2)
+    lengths = Lengths(500, 1, 1) if quick else Lengths(10_000, 15, 1)
     latency: dict[str, Latencies] = {}
     rate: dict[str, Rates] = {}
     for path, (routing, fast) in _PATHS.items():
