@@ -1,8 +1,10 @@
 """
-With encryption: the pod CIDRs of other clusters, and for a time those that were.
+With encryption: the pod CIDRs of other clusters, and for a time those that were; for what pods send
+also the addresses of nodes.
 
 Nothing may leave for one in plain text, so what has no other way is led nowhere. When a cluster has
-left, connections that are still open go on sending to addresses that are nobody's any more.
+left, connections that are still open go on sending to addresses that are nobody's any more; but its
+nodes are reached as if there were no mesh.
 """
 
 from __future__ import annotations
@@ -15,43 +17,55 @@ from typing import Final
 from clustermesh.model import ClusterName, IPNetwork
 from clustermesh.state import Table, Watch, Writer
 
-from .rows import Backstop, Cidr, Reserved
+from .rows import Backstop, Cidr, Reserved, RouteKey
 from .rules.cidrs import CidrKey, overlapping
 
 HOLD: Final = 1000.0
 """Seconds: Linux gives a connection up that has not been answered for 924 (tcp_retries2)."""
+_CLAIMED_WITHIN: Final = 60.0
+"""Seconds, in which the cluster of a node that an earlier agent has known may have been read."""
 
 
 async def keep_backstops(
     cidrs: Table[CidrKey, Cidr],
     reserved: Table[IPNetwork, Reserved],
-    writer: Writer[IPNetwork, Backstop],
+    writer: Writer[RouteKey, Backstop],
     own: ClusterName,
-    found: Iterable[IPNetwork],
+    found: Iterable[RouteKey],
 ) -> None:
     """
     Keep `writer` at what shall be led nowhere, until cancelled.
 
-    A prefix that nobody claims any more stays for `HOLD` seconds, unless it has come to be our own
-    cluster's or this node's: what those need must not be held back.
+    A pod CIDR that nobody claims any more stays for `HOLD` seconds, unless it has come to be our
+    own cluster's or this node's: what those need must not be held back.
 
     Args:
         found: what an earlier agent has left. It is not known since when nobody claims it.
     """
     loop = asyncio.get_running_loop()
-    held = dict.fromkeys(found, loop.time() + HOLD)  # until when, in event-loop time
+    began = loop.time()
+    held = {  # until when, in event-loop time
+        key: began + (_CLAIMED_WITHIN if key.from_pods else HOLD) for key in found
+    }
     watch = Watch(cidrs, context=(reserved,))
     try:
         while True:
             now = loop.time()
-            claimed = {key.cidr for key, claim in _claims(cidrs) if _is_foreign(claim, own)}
-            held |= dict.fromkeys(writer.own.keys() - claimed - held.keys(), now + HOLD)
-            ours = {key.cidr for key, claim in _claims(cidrs) if claim.cluster == own}
-            taken = overlapping(held, ours | set(reserved.keys()))
+            claims = list(_claims(cidrs))
+            claimed = {
+                RouteKey(key.cidr, claim.is_node)
+                for key, claim in claims
+                if claim.cluster != own and not (claim.is_node and _is_reached_plainly(claim))
+            }
+            gone = writer.own.keys() - claimed - held.keys()
+            held |= {key: now + HOLD for key in gone if not key.from_pods}
+            ours = {key.cidr for key, claim in claims if claim.cluster == own}
+            pods = [key.prefix for key in held if not key.from_pods]
+            taken = overlapping(pods, ours | set(reserved.keys()))
             held = {
-                prefix: until
-                for prefix, until in held.items()
-                if until > now and prefix not in claimed and prefix not in taken
+                key: until
+                for key, until in held.items()
+                if until > now and key not in claimed and key.prefix not in taken
             }
             writer.replace(
                 {
@@ -73,5 +87,6 @@ def _claims(cidrs: Table[CidrKey, Cidr]) -> Iterator[tuple[CidrKey, Cidr]]:
             yield key, claim
 
 
-def _is_foreign(claim: Cidr, own: ClusterName) -> bool:
-    return claim.cluster != own and not claim.is_node
+def _is_reached_plainly(node: Cidr) -> bool:
+    """Whether pods reach a node as if there were no mesh, and are to do so."""
+    return bool(node.closed or node.unrouted)

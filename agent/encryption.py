@@ -24,7 +24,7 @@ from clustermesh.model import IPNetwork, Node
 from clustermesh.state import Reconciler, Table
 from clustermesh.status import EncryptionStatus
 
-from .kernel.netlink import Netlink, device_index
+from .kernel.netlink import Netlink
 from .kernel.wireguard.choice import choose
 from .kernel.wireguard.driver import Driver, PeerConfig, PeerState
 from .lanes import Lane, parity
@@ -124,10 +124,11 @@ class Encryption:
             self._target.mtu = wanted
             self.reconciler.compare_soon()
 
-    def device_gone(self) -> None:
-        """Somebody may have removed a device of ours."""
-        if self._missing():
-            self.reconciler.compare_soon()
+    async def look_at_devices(self) -> None:
+        """Somebody may have removed a device of ours, or taken it down."""
+        for device in sorted({key.device for key in self._peers.keys()}):
+            if not await self._target.is_whole(device):
+                self.reconciler.compare_soon()
 
     async def run(self) -> None:
         """Keep peers as they should be until cancelled."""
@@ -175,10 +176,6 @@ class Encryption:
             for device in self._sessions.devices.values()
             for key, peer in device.peers.items()
         }
-
-    def _missing(self) -> bool:
-        wanted = {key.device for key in self._peers.keys()}
-        return any(device_index(device) is None for device in wanted)
 
     async def _tidy(self) -> None:
         used = {key.device for key in self._peers.keys()}

@@ -43,6 +43,7 @@ from .meshnode import keep_mesh_node
 from .node import BpfNode
 from .own import OwnNode
 from .probes import Here, PathMetrics, Paths
+from .refused import RefusedMetrics, refused
 from .rows import BackendState, Cidr, Frontend, PeerKey
 from .rules.cidrs import CidrKey, Owners, cidrs
 from .rules.ipcache import cidr_entries, endpoint_entries
@@ -148,6 +149,7 @@ def _derivations(
                 dict(_all(derived.cidrs)),
                 own,
                 settings.node_name,
+                encrypts=settings.encrypts,
             ),
         ),
     )
@@ -247,14 +249,6 @@ def _show(
         yield from home.bad_rows(kind)
         yield from remotes.bad_rows(kind)
 
-    def refused() -> list[str]:
-        claims = ((key, derived.cidrs.first(key)) for key in derived.cidrs.keys())
-        return sorted(
-            f"{key} is refused: {c.refused or c.closed}"
-            for key, c in claims
-            if c and (c.refused or (c.closed and not c.is_node))
-        )
-
     def lost(key: ObjectName) -> list[str]:
         holders = ((address, derived.frontends.first(address)) for address in waiting.rows(key))
         return [f"{address} is the address of {row.service}" for address, row in holders if row]
@@ -278,7 +272,8 @@ def _show(
         daemon.metrics.register(EncryptionMetrics(node.encryption.status))
     daemon.add_status("home", home.status)
     daemon.add_remotes(remotes.status)
-    daemon.add_status("refused", refused)
+    daemon.add_status("refused", partial(refused, derived.cidrs))
+    daemon.metrics.register(RefusedMetrics(derived.cidrs))
     daemon.add_status("conflicts", conflicts)
     daemon.add_status("paths", probing.status)
     daemon.metrics.register(PathMetrics(probing.status))

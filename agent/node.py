@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from clustermesh.backoff import Backoff
-from clustermesh.model import ClusterId, ClusterName, IPAddress, IPNetwork, Node
+from clustermesh.model import ClusterId, ClusterName, IPAddress, Node
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
@@ -75,7 +75,7 @@ class BpfNode:
         self._hindrance = ""  # what keeps it from going on at present
         self._hinders_fast = ""  # what keeps pods from the fast path
         self._facts: Facts | None = None
-        self._left_backstops: Sequence[IPNetwork] = ()  # by an earlier agent
+        self._left_backstops: Sequence[RouteKey] = ()  # by an earlier agent
         self.encryption: Encryption | None = None
         self._reconcilers: dict[str, Reconciler[Any, Any, Any]] = {}
 
@@ -254,13 +254,12 @@ class BpfNode:
             key for key, route in (await routes.dump()).items() if route.device not in encrypted
         ]
         await self._netlink.ensure_rules()
-        nowhere = {key: NOWHERE for key in plain if not key.from_pods}
-        for error in (await backstops.apply(nowhere, ())).values():
+        for error in (await backstops.apply(dict.fromkeys(plain, NOWHERE), ())).values():
             raise error
         for error in (await routes.apply({}, plain)).values():
             raise error
         await self._netlink.remove_tunnel_devices()
-        self._left_backstops = [key.prefix for key in await backstops.dump()]
+        self._left_backstops = list(await backstops.dump())
 
     async def _keep_backstops(self) -> None:
         await keep_backstops(
@@ -317,7 +316,7 @@ class BpfNode:
             if index := device_index(self._facts.underlay):
                 self._datapath.guard_device(index, is_uplink=True)
             self.encryption.underlay(self._facts.given_mtu or self._facts.mtu)
-            self.encryption.device_gone()
+            await self.encryption.look_at_devices()
         if self._tunnel:
             mtu = tunnel_mtu(self._facts)
             device = await self._netlink.ensure_tunnel_device(mtu, self._tunnel)

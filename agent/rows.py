@@ -115,7 +115,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Backstop(msgspec.Struct, frozen=True, gc=False):
-    """Pods of another cluster, to which nothing may go but encrypted."""
+    """Pods of another cluster, or for our pods one of its nodes: nothing goes there in plain."""
 
     is_held: bool = False  # nobody claims them any more
 

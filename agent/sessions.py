@@ -43,7 +43,8 @@ class Sessions:
         Args:
             read: gives the devices as they are. May raise OSError.
             peers: as they should be.
-            device_gone: is called when one is not there that should be, or does not answer.
+            device_gone: is called when a device that should be there is not or does not answer, or
+                when a peer has gone from one.
         """
         self._read = read
         self._peers = peers
@@ -62,9 +63,11 @@ class Sessions:
         return device.peers.get(key.public_key) if device else None
 
     @property
-    def open(self) -> Collection[PeerKey]:
+    def open(self) -> frozenset[PeerKey]:
         """The peers that there are, on our devices."""
-        return {PeerKey(name, key) for name, device in self.devices.items() for key in device.peers}
+        return frozenset(
+            PeerKey(name, key) for name, device in self.devices.items() for key in device.peers
+        )
 
     @property
     def working(self) -> Collection[PeerKey]:
@@ -97,6 +100,7 @@ class Sessions:
         Raises:
             OSError: they do not answer; what was seen last stays.
         """
+        before = self.open
         self.devices = await self._read()
         now = asyncio.get_running_loop().time()
         self._heard = {key: self._hear(key, at, now) for key, at in self._handshakes()}
@@ -110,7 +114,8 @@ class Sessions:
             }
         )
         self._count()
-        if {key.device for key in self._peers.keys()} - self.devices.keys():
+        missing = {key.device for key in self._peers.keys()} - self.devices.keys()
+        if missing or (before - self.open) & set(self._peers.keys()):
             self._device_gone()
 
     def _handshakes(self) -> list[tuple[PeerKey, float]]:

@@ -66,6 +66,6 @@ class Derived:
     peers: Table[PeerKey, Peer] = field(default_factory=lambda: Table("peers"))
     lanes: Table[NodeName, TakenLane] = field(default_factory=lambda: Table("lanes"))
     ipcache: Table[IPNetwork, IpcacheEntry] = field(default_factory=lambda: Table("ipcache"))
-    backstops: Table[IPNetwork, Backstop] = field(default_factory=lambda: Table("backstops"))
+    backstops: Table[RouteKey, Backstop] = field(default_factory=lambda: Table("backstops"))
     probes: Table[PathKey, Probe] = field(default_factory=lambda: Table("probes"))
     waiting: Waiting[ObjectName, L4Address] = field(default_factory=Waiting)

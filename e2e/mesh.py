@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 CLI: Final = str(Path(sys.executable).with_name("clustermesh"))
 WITHIN: Final = 20.0  # seconds: many times what anything needs, for a machine that is busy
+PATIENCE: Final = float(os.environ.get("CLUSTERMESH_TEST_PATIENCE", "1"))
+"""How many times as long to wait for whatever is waited for: for a machine that is emulated."""
 _POLL: Final = 0.02
 _SEQUENCE: Final = re.compile(r"icmp_seq=(\d+)")
 
@@ -46,7 +48,7 @@ Report = dict[str, Any]
 
 def eventually(what: str, look: Callable[[], T], timeout: float = WITHIN) -> T:
     """What `look` gives once it is true. An AssertionError inside of it means: not yet."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         try:
             if found := look():
@@ -168,7 +170,7 @@ class Mesh:
 
     def wait_until_well(self) -> None:
         """Wait until no process has anything to complain about."""
-        self.world.wait_until_well(WITHIN * 2, lambda *_: None)
+        self.world.wait_until_well(WITHIN * 2 * PATIENCE, lambda *_: None)
 
     def run(self, place: str, *command: str) -> str:
         """The output of a command that succeeds inside a node, pod or control plane."""
@@ -187,7 +189,7 @@ class Mesh:
             env=_environment(),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
         )
 
     def begin(self, place: str, *command: str) -> subprocess.Popen[str]:
@@ -209,7 +211,7 @@ class Mesh:
         """What `clustermesh.sandbox.call` reports from inside a pod."""
         command = call_command(mode, host, port, *flags)
         with self.begin(place, *command) as running:
-            output, _ = running.communicate(timeout=90)
+            output, _ = running.communicate(timeout=90 * PATIENCE)
         report: Report = json.loads(output)
         return report
 
@@ -332,7 +334,7 @@ class Mesh:
             env=_environment(),
             input=value,
             stdout=subprocess.PIPE,
-            timeout=30,
+            timeout=30 * PATIENCE,
         )
         return done.stdout
 
@@ -388,14 +390,16 @@ _LOOKS: Final = {
 
 def bring_up(name: str, *flags: str) -> Mesh:
     """A new sandbox, by the command that a user has."""
-    cli("sandbox", "up", "--name", name, *flags)
+    cli("sandbox", "up", "--name", name, f"--timeout={60 * PATIENCE:g}", *flags)
     return Mesh(load(name))
 
 
 def cli(*arguments: str, code: int = 0) -> str:
     """The output of `clustermesh`, that ends with an exit code."""
     command = [CLI, *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=100 * PATIENCE
+    )
     said = done.stdout + done.stderr
     assert done.returncode == code, f"clustermesh {' '.join(arguments)}: {done.returncode}: {said}"
     return said
@@ -419,7 +423,7 @@ class Ping:
 
     def __exit__(self, *error: object) -> None:
         self._running.send_signal(signal.SIGINT)
-        self._output, _ = self._running.communicate(timeout=30)
+        self._output, _ = self._running.communicate(timeout=30 * PATIENCE)
 
     def lost(self) -> list[int]:
         """The numbers that no answer came to, up to the last answer."""
@@ -456,7 +460,7 @@ class Calls:
 
     def __exit__(self, *error: object) -> None:
         self._running.terminate()
-        output, _ = self._running.communicate(timeout=30)
+        output, _ = self._running.communicate(timeout=30 * PATIENCE)
         self.report = json.loads(output)
 
 

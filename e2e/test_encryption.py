@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,10 +130,19 @@ def test_without_its_devices_nothing_leaves_a_node(mesh: Mesh) -> None:
     assert "PLAIN_TEXT" in mesh.warnings("cluster1/node1")
 
 
-def test_a_device_that_somebody_removes_is_made_again(mesh: Mesh) -> None:
+@pytest.mark.parametrize("how", ["delete cm_wg00", "set cm_wg00 down", "set cm_wg00 mtu 1300"])
+def test_a_device_that_somebody_removes_or_changes_is_put_right(mesh: Mesh, how: str) -> None:
     server = mesh.world.sandbox.cluster("cluster2").nodes[0].pods[0]
+    look = ("cluster1/node1", "ip", "-o", "link", "show", "cm_wg00")
+    mtu = r"UP.* mtu (\d+)"
+    before = re.search(mtu, mesh.run(*look))
+    assert before
     with Capture(mesh) as capture:
-        mesh.run("cluster1/node1", "ip", "link", "delete", "cm_wg00")
+        mesh.run("cluster1/node1", "ip", "link", *how.split())
+        eventually(
+            "it is as before",
+            lambda: (now := re.search(mtu, mesh.attempt(*look).stdout)) and now[1] == before[1],
+        )
         eventually(
             "the pod answers",
             lambda: mesh.call(CLIENT, "tcp", server.addresses.v4, 8080, "--timeout=1")["pods"],

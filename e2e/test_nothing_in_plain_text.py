@@ -37,7 +37,7 @@ def test_a_device_of_which_nothing_is_left_leads_nowhere(mesh: Mesh) -> None:
     mesh.stop(HERE, kill=True)
     here(mesh, "ip link delete cm_wg00")
     with default_route(mesh, "eth0", "main"), Capture(mesh) as capture:
-        for address in mesh.node(THERE).pods[0].addresses:
+        for address in (*mesh.node(THERE).pods[0].addresses, *mesh.node(THERE).addresses):
             said = mesh.attempt(CLIENT, "ping", "-n", "-c5", "-i0.05", "-W1", str(address)).stdout
             assert "nreachable" in said
     assert capture.plain == []

@@ -21,6 +21,7 @@ from agent.rows import Device
 from .monitor import attach_filter, default_routes_only
 from .route_messages import (
     NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
@@ -44,6 +45,7 @@ _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
 _IFF_LOOPBACK: Final = 0x8
 _RT_TABLE_MAIN: Final = 254
 _RECEIVE: Final = 1 << 18
+_READ_TRIES: Final = 20
 
 _REQUEST: Final = struct.Struct("=IHHII16x")  # header, and a body of any kind that says nothing
 _DUMPS: Final = (_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE)
@@ -117,26 +119,37 @@ def _rows(seen: Mapping[int, _Seen]) -> Mapping[int, Device]:
 
 
 async def _read() -> dict[int, _Seen]:
-    """All that there is now. What changes meanwhile is told to who listens already."""
-    seen: dict[int, _Seen] = {}
+    """
+    All that there is now. What changes meanwhile is told to who listens already.
+
+    While devices come and go a reading may leave one out that stays: it is repeated. After some
+    tries it has to do, rather than that nothing is guarded.
+    """
     with open_netlink() as opened:
-        for number, kind in enumerate(_DUMPS, 1):
-            flags = NLM_F_REQUEST | NLM_F_DUMP
-            opened.send(_REQUEST.pack(_REQUEST.size, kind, flags, number, 0))
-            async for message in _answers(opened):
-                _take(seen, message)
+        for number in range(_READ_TRIES):
+            seen: dict[int, _Seen] = {}
+            is_whole = True
+            for kind in _DUMPS:
+                flags = NLM_F_REQUEST | NLM_F_DUMP
+                opened.send(_REQUEST.pack(_REQUEST.size, kind, flags, number, 0))
+                async for message in _answers(opened):
+                    is_whole = is_whole and not message.flags & NLM_F_DUMP_INTR
+                    _take(seen, message)
+            if is_whole:
+                break
     return seen
 
 
 async def _answers(opened: socket.socket) -> AsyncIterator[Message]:
+    """The messages of a dump; the last one only ends it."""
     while True:
         data = await asyncio.get_running_loop().sock_recv(opened, _RECEIVE)
         for message in messages(data):
-            if message.type == NLMSG_DONE:
-                return
             if message.type == NLMSG_ERROR and (error := parse_error(message)):
                 raise error
             yield message
+            if message.type == NLMSG_DONE:
+                return
 
 
 def _take(seen: dict[int, _Seen], message: Message) -> None:

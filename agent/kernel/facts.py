@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, TypeAlias
 
@@ -87,6 +87,15 @@ async def read_facts(
 async def read_addresses(ip: Rtnetlink) -> list[tuple[str, IPInterface]]:
     """The global addresses of the network namespace that `ip` was opened in, by device."""
     return await _addresses(ip, {link["index"]: link for link in await ip.dump(ip.get_links)})
+
+
+async def read_holders(ip: Rtnetlink) -> set[tuple[int, IPAddress]]:
+    """The same addresses, each with the index of a device that has it."""
+    return {
+        (a["index"], ip_address(_local(a)))
+        for a in await ip.dump(ip.get_addr)
+        if a["scope"] == _RT_SCOPE_UNIVERSE
+    }
 
 
 async def _addresses(ip: Rtnetlink, links: dict[int, Any]) -> list[tuple[str, IPInterface]]:

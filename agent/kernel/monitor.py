@@ -18,17 +18,21 @@ from typing import Final, TypeAlias
 import msgspec
 
 from agent.rows import RouteKey
+from clustermesh.model import IPAddress
 
 from .route_messages import (
     RT_TABLE_COMPAT,
+    RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELROUTE,
     RTM_DELRULE,
+    RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWROUTE,
     RTM_NEWRULE,
     TABLES,
     messages,
+    parse_address,
     parse_link,
     parse_route,
     parse_rule,
@@ -38,6 +42,7 @@ from .routes import open_netlink
 # linux/rtnetlink.h, linux/if.h, asm-generic/socket.h, linux/bpf_common.h
 _RTMGRP_LINK, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE = 0x1, 0x40, 0x400
 _IFF_UP = 0x1
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE = 0x80, 0x40000
 _SO_ATTACH_FILTER = 26
 _RECEIVE: Final = 1 << 16
@@ -60,6 +65,14 @@ class LinkChange(msgspec.Struct, frozen=True, gc=False):
     mtu: int
 
 
+class AddressChange(msgspec.Struct, frozen=True, gc=False):
+    """A device has come to have a global address, or has it no more."""
+
+    device: int
+    ip: IPAddress
+    is_there: bool
+
+
 class RuleDeleted(msgspec.Struct, frozen=True, gc=False):
     """One of our tables may be no longer looked up."""
 
@@ -72,7 +85,9 @@ class Overrun(msgspec.Struct, frozen=True, gc=False):
     """The kernel had more to say than we could take: anything may have changed."""
 
 
-Change: TypeAlias = RouteChange | RuleDeleted | MarkRuleChange | LinkChange | Overrun
+Change: TypeAlias = (
+    RouteChange | RuleDeleted | MarkRuleChange | LinkChange | AddressChange | Overrun
+)
 
 
 class RouteMonitor:
@@ -86,6 +101,7 @@ class RouteMonitor:
         self._socket = open_netlink(
             *(_RTMGRP_LINK, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE),
             *(_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE),
+            *(_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR),
         )
         attach_filter(self._socket, _filter(ignore_port))
 
@@ -132,6 +148,11 @@ def _parse(data: bytes) -> list[Change]:
             link = parse_link(message.payload)
             is_up = message.type == RTM_NEWLINK and bool(link.flags & _IFF_UP)
             found.append(LinkChange(link.name, link.index, is_up, link.mtu))
+        elif message.type in {RTM_NEWADDR, RTM_DELADDR}:
+            address = parse_address(message.payload)
+            if address.is_global:
+                is_there = message.type == RTM_NEWADDR
+                found.append(AddressChange(address.device, address.ip, is_there))
         elif message.type in {RTM_NEWRULE, RTM_DELRULE}:
             rule = parse_rule(message.payload)
             if message.type == RTM_DELRULE and rule.table in TABLES:

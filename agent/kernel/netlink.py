@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from agent.lanes import LANES
 from clustermesh.model import IPAddress, IPNetwork
 
-from .facts import Facts, IPInterface, read_addresses, read_facts
+from .facts import Facts, IPInterface, read_addresses, read_facts, read_holders
 from .monitor import RouteMonitor
 from .pyroute import NetlinkError, Rtnetlink, oserrors
 from .route_messages import BACKSTOP_METRIC, POD_TABLE, PROTOCOL, TABLE, TABLES
@@ -100,6 +100,10 @@ class Netlink:
         """See `read_addresses`."""
         return await read_addresses(self.ip)
 
+    async def address_holders(self) -> set[tuple[int, IPAddress]]:
+        """See `read_holders`."""
+        return await read_holders(self.ip)
+
     async def ensure_tunnel_device(self, mtu: int, tunnel: Tunnel) -> int:
         """
         Have the tunnel device, up and as it should be; return its interface index.
@@ -156,6 +160,11 @@ class Netlink:
             if link["state"] != "up":
                 await self.ip.link("set", index=link["index"], state="up")
         await self._be_loose(device, link["index"])
+
+    async def is_encrypted_device(self, device: str, mtu: int) -> bool:
+        """Whether there is such a device, and it is as `ensure_encrypted_device` leaves it."""
+        link = await self._link(device)
+        return link is not None and link["state"] == "up" and link.get("mtu") == mtu
 
     async def _be_loose(self, device: str, index: int) -> None:
         """

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import re
 from asyncio.subprocess import PIPE
 from collections import deque
@@ -34,6 +35,8 @@ from clustermesh.model import IPNetwork
 
 from .route_messages import messages
 from .routes import open_netlink
+
+log = logging.getLogger(__name__)
 
 # STABLE API: adopted by the next agent, and what uninstall removes.
 NFT_TABLE: Final = "clustermesh"
@@ -84,6 +87,7 @@ class _Set(msgspec.Struct):
     elem: list[Any] = []  # addresses; what else it may be is nothing of ours
 
     def keys(self, shape: _Shape) -> frozenset[RouteKey]:
+        """Raises ValueError: somebody has put in what is no prefix of that length."""
         addresses = (one for one in self.elem if isinstance(one, str))
         return frozenset(
             RouteKey(ip_network((ip, shape.length)), shape.from_pods) for ip in addresses
@@ -128,19 +132,19 @@ class Nftables:
         """
         self._pods = tuple(pods)
         await self._write(f"add table {_TABLE}\n")
-        listed = _LISTING.decode(await self._nft("-j", "list", "table", *_TABLE.split()))
-        sets = {_shape_of(one.set.name): one.set for one in listed.nftables if one.set}
-        found = {shape: one.keys(shape) for shape, one in sets.items() if shape}
-        used = frozenset(shape for shape, keys in found.items() if keys)
-        unused = "".join(f"delete set {_TABLE} {shape.set}\n" for shape in found.keys() - used)
+        listed = await self._nft("-j", "list", "table", *_TABLE.split())
         try:
+            found = _found(listed)
+            used = frozenset(shape for shape, keys in found.items() if keys)
+            unused = "".join(f"delete set {_TABLE} {shape.set}\n" for shape in found.keys() - used)
             await self._write(_frame(used, self._pods) + unused)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOENT:
                 raise
-            # A chain or set that another release made otherwise cannot be changed.
+            # A chain or set that another release, or somebody else, made otherwise is not mended.
+            log.warning("the table %s is made anew: %s", _TABLE, error)
             await self._write(_REMOVE + _frame((), self._pods))
-            used = frozenset()
+            used, found = frozenset(), {}
         self._shapes = used
         return frozenset(key for shape in used for key in found[shape])
 
@@ -205,6 +209,12 @@ class Nftables:
         if running.returncode:
             raise OSError(errno.EINVAL, f"nft: {complaint.decode().partition(chr(10))[0]}")
         return said
+
+
+def _found(listed: bytes) -> dict[_Shape, frozenset[RouteKey]]:
+    """What is in each set of ours. Raises ValueError: something that we have not put there."""
+    sets = {_shape_of(one.set.name): one.set for one in _LISTING.decode(listed).nftables if one.set}
+    return {shape: one.keys(shape) for shape, one in sets.items() if shape}
 
 
 def _frame(shapes: Iterable[_Shape], pods: Collection[IPNetwork]) -> str:

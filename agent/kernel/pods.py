@@ -37,6 +37,7 @@ _RECEIVE: Final = 1 << 16
 
 _SOON: Final = 0.2  # seconds, in which a pod's device, address and route come one after the other
 _ANYWAY: Final = 60.0
+_REMEMBERED: Final = 8192  # neighbours
 
 
 class _Link(NamedTuple):
@@ -118,6 +119,8 @@ async def _hear(opened: socket.socket, known: set[bytes]) -> bool:
             news = True
         elif message.type == _RTM_NEWNEIGH and (said := _neighbour(message)):
             news |= said not in known
+            if len(known) >= _REMEMBERED:  # more than there are pods: somebody makes addresses up
+                known.clear()
             known.add(said)
     return news
 

@@ -39,11 +39,12 @@ _NLMSGERR_ATTR_MSG = 1
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK = 16, 17
-RTM_NEWADDR: Final = 20
+RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE = 32, 33
 RT_TABLE_COMPAT: Final = 252  # rtm_table of every table above 255
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
@@ -124,6 +125,7 @@ class ParsedAddress(msgspec.Struct, frozen=True, gc=False):
     """An address of a device, in a notification."""
 
     device: int
+    ip: IPAddress
     is_global: bool
 
 
@@ -245,7 +247,9 @@ def parse_link(payload: memoryview) -> ParsedLink:
 def parse_address(payload: memoryview) -> ParsedAddress:
     """An address of a device, in a notification."""
     _, _, _, scope, device = _ADDRESS.unpack_from(payload)
-    return ParsedAddress(device, scope == _RT_SCOPE_UNIVERSE)
+    found = attributes(payload[_ADDRESS.size :])
+    own = found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]  # at a point-to-point link the other end's
+    return ParsedAddress(device, _ip(bytes(own)), scope == _RT_SCOPE_UNIVERSE)
 
 
 def parse_default_route(payload: memoryview) -> ParsedDefaultRoute | None:

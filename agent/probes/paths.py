@@ -197,8 +197,9 @@ class Paths:
         """Look once, and say when to do so again."""
         loop = asyncio.get_running_loop()
         path, history, began = self._wanted.first(key), self._histories.get(key), loop.time()
-        if path is None or history is None:  # it has gone since its turn came
+        if path is None or history is None or path.refused or self._unprobed(key, path):
             self._looking.discard(key)
+            self._consider(key)  # it is another way, or none, since its turn came
             return
         look, why = None, ""
         try:

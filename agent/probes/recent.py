@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,9 +44,10 @@ def rp_filtered(netstat: Path = _NETSTAT) -> int:
 def strict_devices(sysctls: Path) -> tuple[str, ...]:
     """The devices whose reverse-path filter is strict: the larger of theirs and `all` is 1."""
     directory = sysctls / "ipv4/conf"
-    settings = {
-        path.parent.name: path.read_text().strip() for path in directory.glob("*/rp_filter")
-    }
+    settings: dict[str, str] = {}
+    for path in directory.glob("*/rp_filter"):
+        with contextlib.suppress(OSError):  # the device has just gone
+            settings[path.parent.name] = path.read_text().strip()
     general = settings.pop("all", "0")
     return tuple(
         sorted(

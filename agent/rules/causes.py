@@ -104,6 +104,9 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     own_key: str = ""  # our public key
 
 
+_EVIDENCE: Final = 3
+"""Packets: as many as a look loses at least. Fewer that something drops lately may be another's."""
+
 _FORGERY: Final = ("SPOOFED_SOURCE", "FOREIGN_IDENTITY", "TRANSIT")
 _ROUTE_ERRORS: Final = {
     errno.EINVAL: "a rule or a route makes it a blackhole",
@@ -135,9 +138,9 @@ def _lost(seen: Observed) -> Cause | None:
         return _answers_lost(seen) if seen.seen else _questions_lost(seen)
     if seen.is_node_refusing:
         return _blocked(seen, "to and from", "; its agent does not run, so cannot tell more")
-    if seen.is_heard and seen.word.rp_filtered:
+    if seen.is_heard and seen.word.rp_filtered >= _EVIDENCE:
         return _filtered_there()
-    if seen.rp_filtered:
+    if _is_filtered_here(seen):
         return _filtered_here(seen)
     if seen.is_heard and seen.word.verdict == Verdict.WELL:
         return None  # it asks us, and has our answers: only its own port for probes is blocked
@@ -188,9 +191,9 @@ def _questions_lost(seen: Observed) -> Cause:
     """The node answers at its own address, and has not received what went to its pods' network."""
     if seen.word.verdict == Verdict.NO_ROUTE:  # for which it may drop what comes from us, too
         return _no_way_back()
-    if seen.word.rp_filtered:
+    if seen.word.rp_filtered >= _EVIDENCE:
         return _filtered_there()
-    if any(seen.word.dropped.get(reason) for reason in _FORGERY):
+    if _is_forged(seen.word.dropped):
         return Cause(
             Verdict.DROPPED,
             f"it drops what we send as {_reasons(seen.word.dropped)}: it does not know our pod "
@@ -205,9 +208,9 @@ def _answers_lost(seen: Observed) -> Cause:
         return _masqueraded(seen)
     if seen.word.verdict == Verdict.NO_ROUTE:
         return _no_way_back()
-    if seen.rp_filtered:
+    if _is_filtered_here(seen):
         return _filtered_here(seen)
-    if any(seen.dropped.get(reason) for reason in _FORGERY):
+    if _is_forged(seen.dropped):
         return Cause(Verdict.DROPPED, f"this node drops its answers as {_reasons(seen.dropped)}")
     return _blocked(seen, "from")
 
@@ -250,8 +253,12 @@ def _too_large(seen: Observed) -> Cause:
     )
 
 
+def _is_filtered_here(seen: Observed) -> bool:
+    return bool(seen.strict) and seen.rp_filtered >= _EVIDENCE
+
+
 def _filtered_here(seen: Observed) -> Cause:
-    devices = ", ".join(seen.strict) or "some device"
+    devices = ", ".join(seen.strict)
     return Cause(
         Verdict.RP_FILTER,
         f"this node drops what comes from there: rp_filter is strict on {devices}, and the way "
@@ -265,6 +272,10 @@ def _filtered_there() -> Cause:
         "it drops what we send: its rp_filter is strict where that arrives, and its way back "
         "leads elsewhere",
     )
+
+
+def _is_forged(dropped: Mapping[str, int]) -> bool:
+    return any(dropped.get(reason, 0) >= _EVIDENCE for reason in _FORGERY)
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

@@ -40,7 +40,7 @@ class Probe(msgspec.Struct, frozen=True, gc=False):
 
     address: IPAddress | None = None  # of the node, in its pod CIDRs
     node_ip: IPAddress | None = None  # where it is reached without any of what is probed
-    outside: IPAddress | None = None  # that one of its addresses to which packets are wrapped
+    outside: IPAddress | None = None  # that one of its addresses to which packets are sent wrapped
     public_key: str = ""  # WireGuard's, as it publishes it
     refused: str = ""  # why there is no such way, though there should be
     unprobed: str = ""  # why nothing is known of it
@@ -53,6 +53,7 @@ def probes(
     own: ClusterName,
     own_node: str,
     *,
+    encrypts: bool,
     sample: int = SAMPLE,
 ) -> Mapping[PathKey, Probe]:
     """
@@ -73,13 +74,15 @@ def probes(
     return {
         PathKey(node.cluster, node.name, version): probe
         for node in others
-        for version, probe in _probes(node, claims, (node.cluster, node.name) in sampled)
+        for version, probe in _probes(
+            node, claims, (node.cluster, node.name) in sampled, encrypts=encrypts
+        )
         if version in versions
     }
 
 
 def _probes(
-    node: Node, claims: Mapping[CidrKey, Cidr], is_sampled: bool
+    node: Node, claims: Mapping[CidrKey, Cidr], is_sampled: bool, *, encrypts: bool
 ) -> Iterator[tuple[int, Probe]]:
     for version in (4, 6):
         mine = {c: claims.get(CidrKey(c, node.cluster, node.name)) for c in node.pod_cidrs}
@@ -102,7 +105,7 @@ def _probes(
             yield version, Probe(unprobed=f"its {address} is not in its pod CIDRs")
         else:
             claim = found[holder]
-            outside = tunnel_endpoint(claim)
+            outside = (claim.external if encrypts else None) or tunnel_endpoint(claim)
             node_ip = next_hop(claim, version) or outside
             yield version, Probe(address, node_ip, outside, node.wireguard_public_key)
 

@@ -106,6 +106,10 @@ class PeerTarget:
         """Those of ours that are there."""
         return {lane.device for lane in LANES if device_index(lane.device)}
 
+    async def is_whole(self, device: str) -> bool:
+        """Whether a device is there, up and of the right MTU."""
+        return await self._netlink.is_encrypted_device(device, self.mtu)
+
     async def read(self) -> Mapping[str, Device]:
         """Every device that is there, as it is."""
         return {device: await self._driver.read(device) for device in await self.devices()}

@@ -18,6 +18,7 @@ from typing import Final
 
 from agent.kernel.facts import Facts
 from agent.kernel.monitor import (
+    AddressChange,
     Change,
     LinkChange,
     MarkRuleChange,
@@ -29,6 +30,7 @@ from agent.kernel.netlink import Netlink
 from agent.kernel.route_messages import KernelRoute
 from agent.kernel.tunnel import OVERHEAD, Tunnel
 from agent.rows import Route, RouteKey, Routing
+from clustermesh.model import IPAddress
 
 _MINIMUM_MTU: Final = 1280  # of IPv6: below it the kernel takes IPv6 off a device
 
@@ -96,6 +98,7 @@ class RouteTarget:
         self._devices = {tunnel.device}
         self._up: dict[str, int] = {}  # index of the devices that were up at the last comparison
         self._mtus: dict[int, int] = {}  # of all devices at the last comparison, by index
+        self._held: set[tuple[int, IPAddress]] = set()  # this node's addresses, by device
 
     async def actual(self) -> Mapping[RouteKey, KernelRoute]:
         """The routes of ours that are there. Has the device made ready first."""
@@ -118,8 +121,8 @@ class RouteTarget:
     async def drift(self) -> AsyncIterator[Collection[RouteKey] | None]:
         """
         Routes that somebody else changed; None when a rule or a device of ours came or went, a
-        rule that goes by marks did, or any device has another MTU or is made anew, which might be
-        the one that ours follow.
+        rule that goes by marks or an address of this node did, or any device has another MTU or is
+        made anew, which might be the one that ours follow.
 
         The kernel takes the routes of a device that goes down along without a word.
         """
@@ -136,6 +139,7 @@ class RouteTarget:
         """Prepare, and whether nothing was undone meanwhile, as far as the kernel has told."""
         self._netlink.monitor.drain()  # what has been told until now is seen
         self._heard.clear()
+        self._held = await self._netlink.address_holders()
         await self._prepare()
         # What was heard up to here is told by what is read from here on, our own doing included.
         self._heard += self._netlink.monitor.drain()
@@ -153,6 +157,8 @@ class RouteTarget:
                 return name not in self._up  # a device that is made starts down
             case LinkChange():
                 return self._has_other_mtu(change)
+            case AddressChange():
+                return self._is_news(change)
             case _:
                 return False
 
@@ -165,8 +171,24 @@ class RouteTarget:
                 return came_or_went or self._has_other_mtu(change)
             case LinkChange():
                 return self._has_other_mtu(change) or self._is_made_anew(change)
+            case AddressChange():
+                return self._is_news(change)
             case _:
                 return False
+
+    def _is_news(self, change: AddressChange) -> bool:
+        """
+        Take over a change; whether the node has come to have the address, or has it no more.
+
+        A CNI may give the same one to the links of all pods.
+        """
+        had = any(ip == change.ip for _, ip in self._held)
+        holder = (change.device, change.ip)
+        if change.is_there:
+            self._held.add(holder)
+        else:
+            self._held.discard(holder)
+        return had != any(ip == change.ip for _, ip in self._held)
 
     def _is_made_anew(self, link: LinkChange) -> bool:
         """Whether the device that had this name was another: the underlay may have been it."""

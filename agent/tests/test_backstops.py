@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Coroutine
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -32,15 +33,15 @@ class World:
         self.claims = self.cidrs.writer("rule")
         self.reserved: Table[IPNetwork, Reserved] = Table("reserved")
         self.networks = self.reserved.writer("this node")
-        self.kept = Table[IPNetwork, Backstop]("backstops").writer("claims")
+        self.kept = Table[RouteKey, Backstop]("backstops").writer("claims")
 
     def keep(self, *found: str) -> Coroutine[None, None, None]:
-        networks = [ip_network(text) for text in found]
-        return keep_backstops(self.cidrs, self.reserved, self.kept, EAST, networks)
+        keys = [RouteKey(ip_network(text), text.endswith("/32")) for text in found]
+        return keep_backstops(self.cidrs, self.reserved, self.kept, EAST, keys)
 
-    def claim(self, cluster: str, cidr: str, *, is_node: bool = False, refused: str = "") -> None:
+    def claim(self, cluster: str, cidr: str, **more: Any) -> None:
         name, number = ClusterName(cluster), ClusterId(IDS[cluster])
-        row = Cidr(name, number, "node", (), is_node=is_node, refused=refused)
+        row = Cidr(name, number, "node", (), is_node=cidr.endswith("/32"), **more)
         self.claims.put(CidrKey(ip_network(cidr), name, "node"), row)
 
     def leave(self, cluster: str, cidr: str) -> None:
@@ -50,6 +51,7 @@ class World:
         """Let everything run that is due, and compare; what is held is in brackets."""
         await asyncio.sleep(0.01)
         rows = sorted(self.kept.own.items(), key=lambda row: str(row[0]))
+        assert all(key.from_pods == (key.prefix.prefixlen == 32) for key, _ in rows)
         assert " ".join(f"({p})" if row.is_held else str(p) for p, row in rows) == wanted
 
 
@@ -60,9 +62,25 @@ async def test_what_other_clusters_claim_for_their_pods_is_led_nowhere() -> None
         world.claim("east", "10.1.0.0/24")
         world.claim("west", "10.2.0.0/24")
         world.claim("west", "fd00:2::/64")
-        world.claim("west", "192.0.2.2/32", is_node=True)
         world.claim("west", "10.9.0.0/24", refused="overlaps the network of docker0")
         await world.shows("10.2.0.0/24 fd00:2::/64")
+
+
+@pytest.mark.looptime
+async def test_for_pods_so_are_other_clusters_nodes_for_as_long_as_they_are_theirs() -> None:
+    world = World()
+    async with running(world.keep("192.0.2.9/32", "192.0.2.2/32")):
+        world.networks.put(ip_network("192.0.2.0/24"), Reserved("the network of eth0"))
+        world.claim("east", "192.0.2.1/32")
+        world.claim("west", "192.0.2.2/32")
+        world.claim("west", "192.0.2.3/32")
+        world.claim("west", "192.0.2.4/32", closed="it does not encrypt")
+        world.claim("west", "192.0.2.5/32", unrouted="its etcd is read there")
+        await world.shows("192.0.2.2/32 192.0.2.3/32 (192.0.2.9/32)")
+        world.leave("west", "192.0.2.3/32")
+        await world.shows("192.0.2.2/32 (192.0.2.9/32)")
+        await asyncio.sleep(60)
+        await world.shows("192.0.2.2/32")
 
 
 @pytest.mark.looptime
@@ -123,16 +141,22 @@ async def test_what_has_come_to_be_our_own_is_not_held() -> None:
 def test_it_counts_while_the_other_route_is_missing() -> None:
     async def body(netlink: Netlink) -> None:
         prefixes = [ip_network("10.2.1.0/24"), ip_network("fd00:10:2:1::/64")]
+        nodes = [ip_network("172.30.9.9/32"), ip_network("fd00:30::9:9/128")]
+        keys = [*map(RouteKey, prefixes), *(RouteKey(node, from_pods=True) for node in nodes)]
         target = BackstopTarget(netlink.backstops)
         sh("ip route add default dev eth0")
         sh("ip -6 route add default dev eth0")
         sh("ip link add way type bridge")
         sh("ip link set way addrgenmode none up")
-        await netlink.ensure_rules()
+        await netlink.ensure_rules([ip_network("10.1.1.0/24"), ip_network("fd00:10:1:1::/64")])
         for _ in range(2):
-            assert await target.apply(dict.fromkeys(prefixes, NOWHERE), ()) == {}
-            assert await target.actual() == dict.fromkeys(prefixes, NOWHERE)
-        way = dict.fromkeys(map(RouteKey, prefixes), KernelRoute("way"))
+            assert await target.apply(dict.fromkeys(keys, NOWHERE), ()) == {}
+            assert await target.actual() == dict.fromkeys(keys, NOWHERE)
+        for node, pod in zip(nodes, ("10.1.1.5", "fd00:10:1:1::5"), strict=True):
+            assert "dev eth0" in sh(f"ip route get {node[0]}")
+            with pytest.raises(AssertionError, match=r"No route to host|unreachable"):
+                sh(f"ip route get {node[0]} from {pod} iif wire")
+        way = dict.fromkeys(keys, KernelRoute("way"))
         assert await netlink.routes.apply(way, ()) == {}
         assert await netlink.routes.dump() == way
         for prefix in prefixes:

@@ -95,9 +95,10 @@ def test_a_network_that_routes_pods_itself_needs_no_route_of_ours() -> None:
         ({"carrier": WIREGUARD}, "blocked: UDP port 51871 (WireGuard) is blocked on the way to"),
         ({"carrier": Carrier(Way.NEXT_HOP)}, "blocked: the network does not carry packets between"),
         ({"word": Word(rp_filtered=3)}, "rp_filter: it drops what we send"),
+        ({"word": Word(rp_filtered=2, dropped={"TRANSIT": 2})}, "blocked: UDP port 8472 (VXLAN)"),
         ({"word": Word(rp_filtered=3, verdict=Verdict.NO_ROUTE)}, "no route back: it has no route"),
         (
-            {"word": Word(dropped={"SPOOFED_SOURCE": 2, "NO_TUNNEL": 1})},
+            {"word": Word(dropped={"SPOOFED_SOURCE": 3, "NO_TUNNEL": 3})},
             "dropped: it drops what we send as SPOOFED_SOURCE:",
         ),
         (
@@ -126,11 +127,11 @@ def test_a_node_that_lives_and_does_not_receive_what_we_send(
         ({"seen": "10.1.0.1"}, "blocked: UDP port 8472 (VXLAN) is blocked on the way from 192.0."),
         ({"seen": "192.0.2.1"}, "masqueraded: what we send from 10.1.0.1 arrives from 192.0.2.1"),
         (
-            {"seen": "10.1.0.1", "rp_filtered": 2, "strict": ("eth0", "eth1")},
+            {"seen": "10.1.0.1", "rp_filtered": 3, "strict": ("eth0", "eth1")},
             "rp_filter: this node drops what comes from there: rp_filter is strict on eth0, eth1",
         ),
         (
-            {"seen": "10.1.0.1", "dropped": {"SPOOFED_SOURCE": 2}},
+            {"seen": "10.1.0.1", "dropped": {"SPOOFED_SOURCE": 3}},
             "dropped: this node drops its answers as SPOOFED_SOURCE",
         ),
         (
@@ -151,8 +152,10 @@ def test_a_node_that_receives_us_and_whose_answers_are_lost(
         ({}, "silent: it does not answer at 192.0.2.2 either: it is down"),
         ({"is_heard": True}, "silent: what it sends reaches us, but it answers nothing"),
         ({"is_heard": True, "word": Word(verdict=Verdict.WELL)}, "well"),
-        ({"is_heard": True, "word": Word(rp_filtered=1)}, "rp_filter: it drops what we send"),
-        ({"rp_filtered": 1, "strict": ("eth0",)}, "rp_filter: this node drops what comes from"),
+        ({"is_heard": True, "word": Word(rp_filtered=3)}, "rp_filter: it drops what we send"),
+        ({"rp_filtered": 3, "strict": ("eth0",)}, "rp_filter: this node drops what comes from"),
+        ({"rp_filtered": 2, "strict": ("eth0",)}, "silent: it does not answer"),  # some other's
+        ({"rp_filtered": 3}, "silent: it does not answer"),
         ({"is_node_refusing": True}, "blocked: UDP port 8472 (VXLAN) is blocked on the way to and"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ OWN = node(EAST, "10.1.0.0/24", "fd00:1::/64")
 
 
 def shown(
-    *others: Node, own: Node = OWN, refused: str = "", closed: str = "", sample: int = 1000
+    *others: Node, own: Node = OWN, sample: int = 1000, encrypts: bool = False, **more: Any
 ) -> str:
     """The ways to all nodes, as a person would print them."""
     claims = {
@@ -38,19 +39,26 @@ def shown(
             n.cluster_id,
             n.name,
             (ip_address("192.0.2.2"),),
-            refused=refused,
-            closed=closed,
+            **more,
         )
         for n in (own, *others)
         for cidr in n.pod_cidrs
     }
-    found = probes([own, *others], claims, EAST, own.name, sample=sample)
+    found = probes([own, *others], claims, EAST, own.name, encrypts=encrypts, sample=sample)
     return "\n".join(
-        f"{key}: {p.address} at {p.node_ip}"
+        f"{key}: {p.address} at {p.outside if encrypts else p.node_ip}"
         if p.address
         else f"{key}: {p.refused or p.unprobed.replace('1000', str(sample))}"
         for key, p in found.items()
     )
+
+
+def test_a_node_with_an_address_outside_is_asked_there_where_wireguard_sends() -> None:
+    there = node(WEST, "10.2.0.0/24", health=("10.2.0.1",))
+    external = ip_address("198.51.100.9")
+    way = "west/node1 over IPv4: 10.2.0.1 at"
+    assert shown(there, external=external, encrypts=True) == f"{way} 198.51.100.9"
+    assert shown(there, external=external) == f"{way} 192.0.2.2"
 
 
 def test_a_node_is_probed_in_both_families_at_its_addresses_among_its_pods() -> None:
@@ -68,7 +76,7 @@ def test_a_node_with_two_addresses_is_asked_where_its_packets_go() -> None:
         CidrKey(cidr, WEST, west.name): Cidr(WEST, west.cluster_id, west.name, ips)
         for cidr in west.pod_cidrs
     }
-    found = probes([OWN, west], claims, EAST, OWN.name)
+    found = probes([OWN, west], claims, EAST, OWN.name, encrypts=False)
     assert [(key.version, probe.node_ip, probe.outside) for key, probe in found.items()] == [
         (4, ips[0], ips[0]),
         (6, ips[1], ips[0]),

@@ -126,13 +126,14 @@ def test_what_others_take_away_is_put_back_and_our_own_writing_is_not_drift() ->
                 "nft flush ruleset",
                 f"nft flush chain inet {NFT_TABLE} sources",
                 f"nft delete element inet {NFT_TABLE} pods4-24 {{ 10.2.1.0 }}",
+                f"nft add element inet {NFT_TABLE} pods4-24 {{ 10.9.8.7 }}",  # no /24 begins there
             ):
                 before = ruleset()
                 sh(command)
                 async with asyncio.timeout(WITHIN):
                     while ruleset() != before:  # noqa: ASYNC110 - kernel: polled
                         await asyncio.sleep(0.01)
-            assert reconciler.repairs == len(PREFIXES) + len(NODES) + 1
+            assert reconciler.repairs == 2 * (len(PREFIXES) + len(NODES)) + 1
             running.cancel()
 
     with_nftables(body)

@@ -40,8 +40,8 @@ def cleanup(
         await Nftables().remove()
 
     try:
-        Datapath.remove(bpffs)
         asyncio.run(remove_network())
+        Datapath.remove(bpffs)  # now that there is no tunnel which only they look into
         shutil.rmtree(state_dir, ignore_errors=not state_dir.exists())
     except OSError as error:
         raise UserError(f"not everything could be removed: {error}", hint="run as root") from error

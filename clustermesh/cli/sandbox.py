@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import App, Parameter
@@ -29,8 +29,6 @@ Name = Annotated[
 
 File = Annotated[Path, Parameter(allow_leading_hyphen=True)]  # - is one
 
-_WELL_WITHIN: Final = 60.0  # seconds
-
 
 @app.command
 def up(
@@ -46,6 +44,7 @@ def up(
     mirror: Annotated[bool, Parameter(negative="")] = False,
     name: Name = "default",
     connect: bool = True,
+    timeout: float = 60.0,
 ) -> None:
     """
     Bring up clusters, with real etcd servers, certificates, BPF programs and tunnels.
@@ -65,6 +64,7 @@ def up(
             of those of one cluster; may be repeated.
         mirror: Have apiservers copy the other clusters, and agents read nothing but the copies.
         connect: Connect every cluster with every other.
+        timeout: Seconds to wait until all is well: more of them for a slow machine.
     """
     started = time.monotonic()
     wanted = sandbox(
@@ -94,11 +94,11 @@ def up(
     with _step("etcd, apiservers, agents and pods") as tell:
         world.start(world.parts())
         if world.has_api_servers:  # then one connects with what is there
-            _wait_until_well(world, tell)
+            _wait_until_well(world, timeout, tell)
         if connect:
             for first, second in combinations(wanted.members, 2):
                 world.connect(first, second)
-        _wait_until_well(world, tell)
+        _wait_until_well(world, timeout, tell)
     print(f"sandbox {name} is up after {time.monotonic() - started:.1f} s")
 
 
@@ -289,8 +289,8 @@ def disconnect(first: str, second: str, /, *, name: Name = "default") -> None:
     print(f"{first} and {second} are disconnected")
 
 
-def _wait_until_well(world: World, tell: Callable[[str], None]) -> None:
-    world.wait_until_well(_WELL_WITHIN, lambda well, of: tell(f"{well} of {of} are well"))
+def _wait_until_well(world: World, timeout: float, tell: Callable[[str], None]) -> None:
+    world.wait_until_well(timeout, lambda well, of: tell(f"{well} of {of} are well"))
 
 
 def _notice(world: World, parts: list[Part]) -> None:

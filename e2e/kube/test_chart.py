@@ -18,6 +18,7 @@ from cryptography import x509
 from agent.datapath_metrics import DatapathMetrics
 from agent.encryption_metrics import EncryptionMetrics
 from agent.probes.metrics import PathMetrics
+from agent.refused import RefusedMetrics
 from agent.settings import AgentSettings
 from apiserver.settings import ApiserverSettings
 from certs import leaf
@@ -25,6 +26,7 @@ from clustermesh.daemon.daemon import Daemon
 from clustermesh.daemon.metrics import Snapshot
 from clustermesh.etcd import read_config
 from clustermesh.settings import read_settings
+from clustermesh.state import Table
 from clustermesh.status import (
     ClusterPaths,
     Datapath,
@@ -401,6 +403,7 @@ def _metrics_of_an_agent() -> set[str]:
     daemon.metrics.register(PathMetrics(lambda: paths))
     daemon.metrics.register(DatapathMetrics(Datapath))
     daemon.metrics.register(EncryptionMetrics(EncryptionStatus))
+    daemon.metrics.register(RefusedMetrics(Table("cidrs")))
     rendered = Snapshot.take(daemon).render().decode()
     return set(re.findall(r"^# TYPE (\w+) ", rendered, re.MULTILINE))
 

@@ -25,16 +25,20 @@ from . import qemu, uml
 from .guest import Boot, GuestError, run
 
 _FAILURES = Path(__file__).parents[1] / "failures"
+_EMULATED_TIMEOUT = 850  # seconds for a test, where all is 20 to 35 times slower: see qemu.py
+_EMULATED_PATIENCE = 10  # times as long for what the end-to-end tests wait for
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def main(kernel: str, *arguments: str) -> int:
     """The exit code."""
     boot: Boot
+    options: tuple[str, ...] = ()
     if kernel == "uml":
         boot = partial(uml.command, uml.make())
     else:
         boot = partial(qemu.command, qemu.make(kernel))
+        options = (f"--timeout={_EMULATED_TIMEOUT}",)
     if arguments == ("--make",):
         return 0
     pytest = [
@@ -43,16 +47,18 @@ def main(kernel: str, *arguments: str) -> int:
         "pytest",
         "-p",
         "no:cacheprovider",
+        *options,
         *(arguments or ("-m", "vm")),
     ]
-    return run(boot, pytest, _FAILURES, _environment())
+    return run(boot, pytest, _FAILURES, _environment(1 if kernel == "uml" else _EMULATED_PATIENCE))
 
 
-def _environment() -> dict[str, str]:
+def _environment(patience: int) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ}
     columns = str(shutil.get_terminal_size().columns)
     plain = {} if sys.stdout.isatty() else {"NO_COLOR": "1"}
-    return {"HOME": str(Path.home()), "PATH": _PATH, "COLUMNS": columns, **kept, **plain}
+    patient = {"CLUSTERMESH_TEST_PATIENCE": str(patience)}
+    return {"HOME": str(Path.home()), "PATH": _PATH, "COLUMNS": columns, **kept, **plain, **patient}
 
 
 if __name__ == "__main__":
