@@ -205,7 +205,14 @@ class Nftables:
                 " install nftables",
             ) from None
         self._ports.append(running.pid)  # the kernel names a netlink socket after its process
-        said, complaint = await running.communicate(script.encode())
+        try:
+            said, complaint = await running.communicate(script.encode())
+        finally:
+            if (
+                running.returncode is None
+            ):  # cancelled: it has done all that it was told, or nothing
+                running.kill()
+                await running.wait()
         if running.returncode:
             raise OSError(errno.EINVAL, f"nft: {complaint.decode().partition(chr(10))[0]}")
         return said
