@@ -25,8 +25,9 @@ from . import qemu, uml
 from .guest import Boot, GuestError, run
 
 _FAILURES = Path(__file__).parents[1] / "failures"
-_EMULATED_TIMEOUT = 850  # seconds for a test, where all is 20 to 35 times slower: see qemu.py
-_EMULATED_PATIENCE = 10  # times as long for what the end-to-end tests wait for
+_UML_PATIENCE = 2  # times as long for what the end-to-end tests wait for: it has one processor
+_EMULATED_PATIENCE = 10  # all is 20 to 35 times slower: see qemu.py
+_EMULATED_TIMEOUT = 850  # seconds for a test
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -36,8 +37,10 @@ def main(kernel: str, *arguments: str) -> int:
     options: tuple[str, ...] = ()
     if kernel == "uml":
         boot = partial(uml.command, uml.make())
+        patience = _UML_PATIENCE
     else:
         boot = partial(qemu.command, qemu.make(kernel))
+        patience = _EMULATED_PATIENCE
         options = (f"--timeout={_EMULATED_TIMEOUT}",)
     if arguments == ("--make",):
         return 0
@@ -50,7 +53,7 @@ def main(kernel: str, *arguments: str) -> int:
         *options,
         *(arguments or ("-m", "vm")),
     ]
-    return run(boot, pytest, _FAILURES, _environment(1 if kernel == "uml" else _EMULATED_PATIENCE))
+    return run(boot, pytest, _FAILURES, _environment(patience))
 
 
 def _environment(patience: int) -> dict[str, str]:
