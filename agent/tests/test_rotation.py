@@ -55,6 +55,7 @@ class World:
         self.published = ""  # by our own etcd
         self.answers = {"n1": {"old", "new"}, "n2": {"old", "new"}}  # on which lanes
         self.refused: set[str] = set()  # devices that cannot be had
+        self.max_age = 0.0  # seconds; 0: keys are never changed by age
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[None]:
@@ -77,7 +78,7 @@ class World:
             own=self.own,
             published=lambda: self.published,
             request=self._directory / "rotate",
-            max_age=0.0,
+            max_age=self.max_age,
             retired=self._retire,
         )
         derivation = derive_whole(
@@ -153,6 +154,24 @@ async def test_the_last_key_goes_when_all_have_answered_by_the_new_one(world: Wo
         await asyncio.sleep(9)
         assert (world.keys.previous, world.rotation.waits_for) == (None, "")
         assert world.retired == 1
+
+
+@pytest.mark.parametrize(("age", "is_changed"), [(3599, False), (3700, True)])
+async def test_a_key_is_changed_when_it_is_old(tmp_path: Path, age: int, is_changed: bool) -> None:
+    """How old it is outlasts the agent."""
+    world = World(tmp_path)
+    world.max_age = 3600.0
+    first = OwnKeys.open(tmp_path, now=time.time() - age).current
+    world.published = first.public
+    async with world.agent():
+        assert (world.known != first.public) == is_changed
+        world.publish()
+        await asyncio.sleep(LONG)
+        assert world.keys.previous is None
+        current = world.keys.current.public
+        assert current == world.known
+    async with world.agent():
+        assert (world.known, world.rotation.waits_for) == (current, ""), "the new one is young"
 
 
 async def test_the_last_key_stays_as_long_as_others_cannot_know_the_new_one(world: World) -> None:
