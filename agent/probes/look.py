@@ -97,6 +97,8 @@ class _Looking:
         )
         question, small = await self._ask_patiently(self._small)
         if not self._arrived(small):
+            if small.error and small.reporter is None:  # by our own kernel: a route may be to come
+                await asyncio.sleep(_TIMEOUT)
             told, small = await self._investigate(observed, question, small)
             if not self._arrived(small):
                 found = cause(told)
@@ -158,6 +160,7 @@ class _Looking:
         said = direct.answer or heard
         observed = replace(
             observed,
+            lookup=await here.lookup(self._prober.source, self._address),
             seen=direct.answer.about_seen if direct.answer else "",
             error=reply.error,
             reporter=str(reply.reporter or ""),
