@@ -42,9 +42,10 @@ $(VENV)/.built: $(BUILT) $(VENV)/.installed
 demo: setup ## two clusters, one Service, one network; shows it and leaves it up to look around
 	@$(BIN)/python -m clustermesh.sandbox.demo
 
-test: setup ## lint, unit tests, BPF programs on this kernel, and every promise end to end
+test: setup ## lint, unit tests, BPF programs on this kernel, and every promise that needs no API server end to end
 	@$(MAKE) --no-print-directory lint
 	@$(PYTEST) -m "not kube"
+	@echo "==> not run: what needs real API servers and helm, which make test-kube does"
 
 # 69: they cannot be had on this machine, and the tests are skipped by name.
 test-kube: setup ## what needs real API servers and helm (builds them first, 10 minutes once, with Go)

@@ -36,8 +36,8 @@ async def keep_backstops(
     """
     Keep `writer` at what shall be led nowhere, until cancelled.
 
-    A pod CIDR that nobody claims any more stays for `HOLD` seconds, unless it has come to be our
-    own cluster's or this node's: what those need must not be held back.
+    A pod CIDR that nobody claims any more stays for `HOLD` seconds. What has come to be our own
+    cluster's or this node's does not stay: what those need must not be held back.
 
     Args:
         found: what an earlier agent has left. It is not known since when nobody claims it.
@@ -61,7 +61,7 @@ async def keep_backstops(
             held |= {key: now + HOLD for key in gone if not key.from_pods}
             ours = {key.cidr for key, claim in claims if claim.cluster == own}
             pods = [key.prefix for key in held if not key.from_pods]
-            taken = overlapping(pods, ours | set(reserved.keys()))
+            taken = ours | overlapping(pods, ours | set(reserved.keys()))
             held = {
                 key: until
                 for key, until in held.items()

@@ -71,7 +71,7 @@ class Encryption:
             target.read,
             derived.peers,
             read.sessions.writer("devices"),
-            device_gone=self.reconciler.compare_soon,
+            differs=self.reconciler.compare_soon,
         )
         self._rotation = Rotation(
             keys,

@@ -42,6 +42,9 @@ class Kernel(Protocol):
     def unready(self) -> str | None:
         """Why it does not carry traffic as it should; None when it does."""
 
+    async def attached(self) -> None:
+        """Wait until it carries traffic."""
+
     @property
     def encryption(self) -> Encryption | None:
         """What encrypts, if anything does. Not before it is open."""
@@ -84,6 +87,9 @@ class NoKernel:
     def unready(self) -> str | None:
         """There is nothing to wait for."""
         return None
+
+    async def attached(self) -> None:
+        """There is nothing to wait for."""
 
     @property
     def encryption(self) -> None:

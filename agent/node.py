@@ -13,25 +13,23 @@ from typing import Any, Final, Self
 import msgspec
 
 from clustermesh.backoff import Backoff
-from clustermesh.model import ClusterId, ClusterName, IPAddress, Node
+from clustermesh.model import ClusterId, ClusterName, IPAddress, IPNetwork, Node
 from clustermesh.state import Reconciler, Watch
 from clustermesh.status import Datapath as DatapathStatus
 
 from .backstops import keep_backstops
 from .encryption import Encryption
-from .kernel.contents import read_pods as read_pods_in_map
+from .fast_pods import FastPods
 from .kernel.datapath import Datapath
 from .kernel.devices import device_changes, read_devices
 from .kernel.facts import Facts, IPInterface
-from .kernel.fast_path import FastPath
 from .kernel.layouts import Medium
-from .kernel.netlink import RULE_PRIORITY, Netlink, device_index
+from .kernel.netlink import Netlink, device_index
 from .kernel.nftables import Nftables
-from .kernel.pods import pod_changes, read_pods
 from .kernel.route_messages import KernelRoute
 from .lanes import LANES
 from .own import OwnNode
-from .rows import Device, Pod, Reserved, Route, RouteKey, Routing
+from .rows import Device, Reserved, Route, RouteKey, Routing
 from .rules.causes import Lookup
 from .rules.routes import pod_sources
 from .settings import AgentSettings
@@ -40,7 +38,6 @@ from .targets.backstops import NOWHERE, BackstopTarget
 from .targets.frontends import FrontendTarget
 from .targets.guard import GuardTarget
 from .targets.ipcache import IpcacheTarget
-from .targets.pods import PodTarget
 from .targets.routes import RouteTarget, kernel_route, tunnel_mtu
 from .targets.sources import Kept, SourceTarget
 
@@ -71,9 +68,9 @@ class BpfNode:
         self._derived = derived
         self._reserved = read.reserved.writer("this node")
         self._open = AsyncExitStack()
-        self._attached = False
+        self._attached = asyncio.Event()
         self._hindrance = ""  # what keeps it from going on at present
-        self._hinders_fast = ""  # what keeps pods from the fast path
+        self._fast: FastPods | None = None
         self._facts: Facts | None = None
         self._left_backstops: Sequence[RouteKey] = ()  # by an earlier agent
         self.encryption: Encryption | None = None
@@ -112,10 +109,15 @@ class BpfNode:
         }
         self._sources = Reconciler(derived.routes, sources, _kept, grace=grace, retry_min=1.0)
         if self._datapath.fast:
-            target = PodTarget(self._datapath.fast)
-            self._reconcilers["pods"] = Reconciler(
-                self._read.pods, target, self._fast_pod, grace=grace
+            self._fast = FastPods(
+                self._datapath.fast,
+                self._read.pods,
+                self._netlink,
+                self._routings,
+                self._pod_cidrs,
+                grace=grace,
             )
+            self._reconcilers["pods"] = self._fast.reconciler
         if self._datapath.guard:
             self._reconcilers["devices"] = Reconciler(
                 self._read.devices, GuardTarget(self._datapath.guard), self._guarded
@@ -171,11 +173,12 @@ class BpfNode:
             await frontends.synced.wait()
             self._datapath.attach_sockets(self._settings.cgroup)
             await routes.synced.wait()
-            if self._datapath.fast:
-                await self._start_fast_path(self._datapath.fast, tasks)
+            if self._fast is not None:
+                tasks.create_task(self._fast.run(), name="fast path")
+                await self._fast.reconciler.synced.wait()
             self._datapath.settle()
             await self._remove_unused_devices()
-            self._attached = True
+            self._attached.set()
             log.info("the datapath is attached: %s routing", self._routings.default)
             async for names in Watch(self._read.nodes):
                 if self._settings.node_name in names:
@@ -198,19 +201,23 @@ class BpfNode:
         return DatapathStatus(
             mode="bpf",
             routing=self._routings.default,
-            attached=self._attached,
+            attached=self._attached.is_set(),
             drops=drops,
-            fast_path_off=self._hinders_fast,
+            fast_path_off=self._fast.hindrance if self._fast else "",
         )
 
     def unready(self) -> str | None:
         """See Kernel."""
-        if self._attached:
+        if self._attached.is_set():
             return None
         if self._hindrance:
             return f"not attached: {self._hindrance}"
         waiting = [name for name, r in self._reconcilers.items() if not r.synced.is_set()]
         return f"not attached: waiting for {', '.join(waiting)}"
+
+    async def attached(self) -> None:
+        """See Kernel."""
+        await self._attached.wait()
 
     @property
     def facts(self) -> Facts | None:
@@ -321,29 +328,9 @@ class BpfNode:
             mtu = tunnel_mtu(self._facts)
             device = await self._netlink.ensure_tunnel_device(mtu, self._tunnel)
             self._datapath.attach_tunnel(device)
-        if self._datapath.fast:
-            self._datapath.fast.set_media(dict(self._media()))
-            await self._heed_marks()
+        if self._fast is not None:
+            await self._fast.prepare(dict(self._media()))
         await self._netlink.ensure_rules(pod_sources(self._node))
-
-    async def _heed_marks(self) -> None:
-        """
-        Have no pods on the fast path where a packet's mark may decide on its way.
-
-        Marks are given by rules of netfilter, which what is on the fast path never meets. After our
-        own rule none matters but to what is not routed by us.
-        """
-        native = Routing.NATIVE in self._routings.in_use
-        rules = await self._netlink.mark_rules(None if native else RULE_PRIORITY)
-        hindrance = f"routing rules go by marks: {', '.join(map(str, rules))}" if rules else ""
-        if hindrance != self._hinders_fast:
-            self._hinders_fast = hindrance
-            log.warning("the fast path is %s", f"off: {hindrance}" if hindrance else "on again")
-            self._reconcilers["pods"].compare_soon()
-
-    def _fast_pod(self, address: IPAddress, pod: Pod) -> Pod | None:
-        del address
-        return None if self._hinders_fast else pod
 
     def _media(self) -> Iterator[tuple[int, Medium]]:
         """The devices that the fast path may use: none that encrypts, or that must not be used."""
@@ -354,24 +341,8 @@ class BpfNode:
         if index := device_index(self._facts.underlay):
             yield index, Medium.UNDERLAY
 
-    async def _start_fast_path(self, fast: FastPath, tasks: asyncio.TaskGroup) -> None:
-        """Have the pods on the fast path that are there now, and keep up with them."""
-        pods = self._reconcilers["pods"]
-        tasks.create_task(self._follow_pods(fast), name="follow pods")
-        tasks.create_task(pods.run(), name="reconcile pods")
-        await pods.synced.wait()
-
-    async def _follow_pods(self, fast: FastPath) -> None:
-        writer = self._read.pods.writer("this node")
-        found = read_pods_in_map(fast.pods)
-        async for _ in pod_changes():
-            cidrs = self._facts.pod_cidrs if self._facts else ()
-            try:
-                found = await read_pods(self._netlink.ip, cidrs, found)
-            except OSError as error:
-                log.warning("looking for this node's pods: %s; again at the next change", error)
-            else:
-                writer.replace(found)
+    def _pod_cidrs(self) -> Sequence[IPNetwork]:
+        return self._facts.pod_cidrs if self._facts else ()
 
     async def _remove_unused_devices(self) -> None:
         """Those of a time when the settings were others, and what stood behind their routes."""

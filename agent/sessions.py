@@ -37,19 +37,19 @@ class Sessions:
         read: Callable[[], Awaitable[Mapping[str, Device]]],
         peers: Table[PeerKey, Peer],
         writer: Writer[PeerKey, Session],
-        device_gone: Callable[[], None],
+        differs: Callable[[], None],
     ) -> None:
         """
         Args:
             read: gives the devices as they are. May raise OSError.
             peers: as they should be.
-            device_gone: is called when a device that should be there is not or does not answer, or
-                when a peer has gone from one.
+            differs: is called when a device that should be there is not or does not answer, or a
+                peer has gone from one.
         """
         self._read = read
         self._peers = peers
         self._writer = writer
-        self._device_gone = device_gone
+        self._differs = differs
         self.devices: Mapping[str, Device] = {}  # as they were when they were looked at last
         self.nodes = 0  # that there are lanes to
         self.nodes_answered = 0  # of them, ever
@@ -84,7 +84,7 @@ class Sessions:
                     await self.look()
                 except OSError as error:
                     log.warning("WireGuard does not say who has answered: %s", error)
-                    self._device_gone()
+                    self._differs()
                 every = _LOOK_OFTEN if self._has_choice() else _LOOK_EVERY
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(every):
@@ -116,7 +116,7 @@ class Sessions:
         self._count()
         missing = {key.device for key in self._peers.keys()} - self.devices.keys()
         if missing or (before - self.open) & set(self._peers.keys()):
-            self._device_gone()
+            self._differs()
 
     def _handshakes(self) -> list[tuple[PeerKey, float]]:
         return [

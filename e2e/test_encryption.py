@@ -26,7 +26,8 @@ from clustermesh.sandbox.namespace import run_inside
 
 from .capture import Capture
 from .conftest import NewMesh
-from .mesh import Calls, Mesh, Ping, cli, eventually, service
+from .mesh import Mesh, cli, eventually, service
+from .watches import Calls, Ping
 
 CLIENT = "cluster1/node1/pod1"
 

@@ -17,7 +17,8 @@ from clustermesh.model import IPAddress
 from clustermesh.sandbox.model import Node
 
 from .conftest import NewMesh
-from .mesh import CLI, Calls, Mesh, eventually, same
+from .mesh import CLI, Mesh, eventually, same
+from .watches import Calls
 
 CLIENT: Final = "cluster1/node1/pod1"
 NODES: Final = ("cluster1/node1", "cluster2/node1")

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from .conftest import NewMesh
-from .mesh import Calls, Mesh, service
+from .mesh import Mesh, service
+from .watches import Calls
 
 MOST = 1.0  # seconds after which no call may fail any more
 

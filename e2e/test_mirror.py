@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from .conftest import NewMesh
-from .mesh import KernelWatch, Mesh, eventually, service
+from .mesh import Mesh, eventually, service
+from .watches import KernelWatch
 
 CLIENT = "cluster1/node1/pod1"
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from .conftest import NewMesh
-from .mesh import Calls, KernelWatch, Mesh, eventually, service
+from .mesh import Mesh, eventually, service
+from .watches import Calls, KernelWatch
 
 CLIENT = "cluster1/node1/pod1"
 STATE = "cilium/state"

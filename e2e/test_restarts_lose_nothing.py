@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import pytest
 
 from .conftest import NewMesh
-from .mesh import Calls, KernelWatch, Mesh, Ping, eventually, service
+from .mesh import Mesh, eventually, service
+from .watches import Calls, KernelWatch, Ping
 
 CLIENT = "cluster1/node1/pod1"
 

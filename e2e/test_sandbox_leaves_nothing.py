@@ -13,7 +13,8 @@ from clustermesh.sandbox.daemons import load
 from clustermesh.sandbox.remains import Remains
 
 from .conftest import NewMesh
-from .mesh import CLI, Ping, cli, eventually, service
+from .mesh import CLI, cli, eventually, service
+from .watches import Ping
 
 STAGES: dict[str, Callable[[Remains], bool]] = {
     "the first namespace": lambda left: bool(left.mounts),

@@ -8,7 +8,8 @@ from itertools import combinations
 import pytest
 
 from .conftest import NewMesh
-from .mesh import Calls, KernelWatch, Mesh, cli, eventually, service
+from .mesh import Mesh, cli, eventually, service
+from .watches import Calls, KernelWatch
 
 CLUSTERS = ("cluster1", "cluster2", "cluster3")
 

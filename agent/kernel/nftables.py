@@ -208,9 +208,8 @@ class Nftables:
         try:
             said, complaint = await running.communicate(script.encode())
         finally:
-            if (
-                running.returncode is None
-            ):  # cancelled: it has done all that it was told, or nothing
+            # Cancelled: it has done all that it was told, or nothing.
+            if running.returncode is None:
                 running.kill()
                 await running.wait()
         if running.returncode:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
@@ -26,6 +27,8 @@ from clustermesh.model import IPAddress, IPNetwork
 from .pyroute import NetlinkError, Rtnetlink
 from .route_messages import RTM_DELLINK, RTM_NEWLINK, Message, attributes, messages
 from .routes import open_netlink
+
+log = logging.getLogger(__name__)
 
 # linux/rtnetlink.h, linux/neighbour.h, linux/if_bridge.h
 _RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
@@ -87,6 +90,22 @@ async def read_pods(
         if (pod := next((p for p in candidates if p.device == device), None)) is not None:
             pods[address] = pod
     return pods
+
+
+async def follow_pods(
+    ip: Rtnetlink,
+    pod_cidrs: Callable[[], Collection[IPNetwork]],
+    before: Mapping[IPAddress, Pod],
+) -> AsyncIterator[Mapping[IPAddress, Pod]]:
+    """Yield the pods at once, and whenever there may be others; see `read_pods`."""
+    found = before
+    async for _ in pod_changes():
+        try:
+            found = await read_pods(ip, pod_cidrs(), found)
+        except OSError as error:
+            log.warning("looking for this node's pods: %s; again at the next change", error)
+        else:
+            yield found
 
 
 async def pod_changes() -> AsyncIterator[None]:

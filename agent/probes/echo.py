@@ -90,10 +90,13 @@ class Echo:
         last = self._heard.get(key)
         if last is not None and last.at < since:
             awaited = self._awaited[key] = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout_at(last.at + _PATIENCE * last.rhythm):
                     await awaited.wait()
-            del self._awaited[key]
+            except TimeoutError:
+                pass
+            finally:
+                del self._awaited[key]
         return self.heard(key, since)
 
     def _received(self, address: IPAddress) -> Callable[[bytes, IPAddress, int], None]:

@@ -46,6 +46,10 @@ class Here:
         """WireGuard's; empty without encryption."""
         return self._own.known.wireguard_public_key
 
+    async def attached(self) -> None:
+        """Wait until this node carries traffic."""
+        await self._kernel.attached()
+
     def source(self, version: int) -> IPAddress | None:
         """The address that is probed from."""
         facts = self._kernel.facts

@@ -102,6 +102,7 @@ class Paths:
                 tasks.create_task(self._follow_wanted(), name="ways to probe")
                 if self._port:
                     tasks.create_task(self._follow_addresses(), name="addresses of probes")
+                await self._here.attached()  # until then no way leads anywhere
                 while True:
                     key = await self._next()
                     await self._pace.turn()

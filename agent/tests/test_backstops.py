@@ -69,7 +69,7 @@ async def test_what_other_clusters_claim_for_their_pods_is_led_nowhere() -> None
 @pytest.mark.looptime
 async def test_for_pods_so_are_other_clusters_nodes_for_as_long_as_they_are_theirs() -> None:
     world = World()
-    async with running(world.keep("192.0.2.9/32", "192.0.2.2/32")):
+    async with running(world.keep("192.0.2.9/32", "192.0.2.2/32", "192.0.2.1/32")):
         world.networks.put(ip_network("192.0.2.0/24"), Reserved("the network of eth0"))
         world.claim("east", "192.0.2.1/32")
         world.claim("west", "192.0.2.2/32")

@@ -212,6 +212,9 @@ class StillKernel:
         node_ips=(ip_address("192.0.2.1"),),
     )
 
+    async def attached(self) -> None:
+        pass
+
 
 def here(peers: Table[PeerKey, Peer] | None = None) -> Here:
     settings = AgentSettings(
